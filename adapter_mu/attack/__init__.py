@@ -1,0 +1,1 @@
+"""Stress tests on merged models."""

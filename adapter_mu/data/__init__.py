@@ -1,0 +1,1 @@
+"""Prompts, generated sets and their cache."""

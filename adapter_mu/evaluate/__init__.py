@@ -1,0 +1,1 @@
+"""Detectors, and scores with intervals over guidance scales."""

@@ -1,0 +1,1 @@
+"""Merged checkpoints: the only form in which a defence cannot be unplugged."""

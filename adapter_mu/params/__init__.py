@@ -1,0 +1,21 @@
+"""Which parameters may move, and the adapters that move them."""
+
+from adapter_mu.params.adapters import Adapter, load_adapter, make_adapter, pull_back, save_adapter
+from adapter_mu.params.dense import DenseDelta
+from adapter_mu.params.functional import call_with
+from adapter_mu.params.lora import Lora
+from adapter_mu.params.subsets import SUBSETS, describe, select
+
+__all__ = [
+    "SUBSETS",
+    "Adapter",
+    "DenseDelta",
+    "Lora",
+    "call_with",
+    "describe",
+    "load_adapter",
+    "make_adapter",
+    "pull_back",
+    "save_adapter",
+    "select",
+]

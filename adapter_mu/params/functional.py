@@ -1,0 +1,35 @@
+"""Calling a module with some of its parameters replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapter_mu.errors import UserError
+
+
+def call_with(module: nn.Module, params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    """`module(*args, **kwargs)` with `params` (full parameter names) in place of its own; the rest stay as they are.
+
+    Differentiable in `params`. Each is cast to the dtype of the parameter it replaces, so that fp32 adapters serve a
+    half-precision base.
+
+    Raises:
+        UserError: the module has no parameter of that name, or one of another shape.
+    """
+    own = dict(module.named_parameters())
+    replaced = {}
+    for name, tensor in params.items():
+        # functional_call itself would take an unknown name without a word.
+        if name not in own:
+            raise UserError(f"the module has no parameter {name!r}: was the adapter made for another model?")
+        if own[name].shape != tensor.shape:
+            raise UserError(
+                f"parameter {name!r} has shape {tuple(own[name].shape)} but {tuple(tensor.shape)} was given: "
+                "was the adapter made for another model?"
+            )
+        replaced[name] = tensor.to(own[name].dtype)
+    return torch.func.functional_call(module, replaced, args, kwargs)

@@ -1,0 +1,1 @@
+"""The embedded world: captioned drawings, their detector, and two small diffusers checkpoints."""

@@ -1,0 +1,164 @@
+"""The simulated attack on a real UNet: joins the mathematics of `meta` with models, adapters and sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapter_mu.data.sets import Batch, LatentSet
+from adapter_mu.meta import (
+    SGD,
+    AdamW,
+    Attacker,
+    MetaWeights,
+    Momentum,
+    attacked_terms,
+    backtracked_lr,
+    current_terms,
+    meta_gradient,
+    total,
+)
+from adapter_mu.models import Conditioning, LoadedModel, add_noise, diffusion_loss, predict_noise, row_losses
+from adapter_mu.params import Adapter, pull_back
+from adapter_mu.recipe import Meta
+
+RULES: dict[str, type[SGD] | type[Momentum] | type[AdamW]] = {"sgd": SGD, "momentum": Momentum, "adamw": AdamW}
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """D_forget and the two halves of D_retain."""
+
+    forget: LatentSet
+    related: LatentSet
+    unrelated: LatentSet
+
+    def retain_batches(self, size: int, seed: int, step: int, empty_share: float = 0.0) -> dict[str, Batch]:
+        """A batch of each benign set, together `size` rows (at least one each)."""
+        half = max(1, size // 2)
+        return {
+            name: part.batch(half, seed, step, name, empty_share)
+            for name, part in (("related", self.related), ("unrelated", self.unrelated))
+        }
+
+
+def batch_loss(model: LoadedModel, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """L_DM on the batch at the UNet weights, a scalar."""
+    return diffusion_loss(model, weights, batch.latents, batch.noise, batch.timesteps, batch.condition)
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """All rows of the batches in order."""
+    return Batch(
+        torch.cat([b.latents for b in batches]),
+        torch.cat([b.noise for b in batches]),
+        torch.cat([b.timesteps for b in batches]),
+        Conditioning.cat([b.condition for b in batches]),
+    )
+
+
+class MetaObjective:
+    """Eq. 3 on a UNet: the attacker finetunes on D_forget, its result must stay bad at the concept.
+
+    Every batch of step n depends only on (seed, n). As in the paper the meta loss is taken on the attacker's own
+    (last) batch, here always with its captions, even where the attacker saw empty ones.
+    """
+
+    def __init__(self, model: LoadedModel, adapter: Adapter, sets: Sets, meta: Meta, batch_size: int, seed: int) -> None:
+        self.model, self.adapter, self.sets, self.meta = model, adapter, sets, meta
+        self.batch_size, self.seed = batch_size, seed
+        self.weights = MetaWeights(
+            meta.forget, meta.related, meta.unrelated, meta.keep_unconditional, meta.bound, meta.bound_at
+        )
+        self.attacker: Attacker = RULES[meta.attacker.rule](lr=meta.attacker.lr)
+
+    def gradient(self, step: int) -> tuple[Tensors, dict[str, float]]:
+        """The meta gradient for the adapter's tensors (not yet weighted) and every term by name."""
+        theta = self.adapter.parameters()
+        simulated, batches = self.meta.attacker, self._attacker_batches(step)
+        start = self._start(theta)
+        attacker = self.attacker
+        if batches and simulated.required_drop:
+            lr = backtracked_lr(self._inner_loss, start, batches[0], simulated.lr, required_drop=simulated.required_drop)
+            attacker = replace(self.attacker, lr=lr)  # type: ignore[type-var]
+        retain = self.sets.retain_batches(self.batch_size, self.seed, step)
+        log: dict[str, float] = {"tau": attacker.lr}
+        result = meta_gradient(
+            self._inner_loss,
+            lambda params: self._outer_loss(params, step, retain, log),
+            start,
+            batches,
+            attacker=attacker,
+            order=self.meta.order,
+            hvp=self.meta.hvp,
+        )
+        gradient = self._to_theta(theta, result.gradient)
+        for name, value in self._current_gradient(theta, retain, log).items():
+            gradient[name] = gradient[name] + value
+        log |= {f"attacker_loss_{m}": loss for m, loss in enumerate(result.inner_losses)}
+        return gradient, log
+
+    def _start(self, theta: Tensors) -> Tensors:
+        """Where the attacker begins, in the space it moves in."""
+        if self.meta.attacker.space == "adapter":
+            return {name: tensor.detach() for name, tensor in theta.items()}
+        with torch.no_grad():
+            touched = self.adapter.materialize(theta)
+        if self.meta.attacker.space == "subset":
+            return touched
+        return {name: p.detach().float() for name, p in self.model.unet.named_parameters()} | touched
+
+    def _weights(self, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return self.adapter.materialize(params) if self.meta.attacker.space == "adapter" else params
+
+    def _to_theta(self, theta: Tensors, gradient: Tensors) -> Tensors:
+        """The derivative with respect to the adapter, from one with respect to where the attacker began."""
+        return gradient if self.meta.attacker.space == "adapter" else pull_back(self.adapter, theta, gradient)
+
+    def _attacker_batches(self, step: int) -> list[Batch]:
+        return [self._forget_batch(step, m, self.meta.attacker.empty_captions) for m in range(self.meta.attacker.steps)]
+
+    def _forget_batch(self, step: int, m: int, empty_share: float = 0.0) -> Batch:
+        return self.sets.forget.batch(self.batch_size, self.seed, step, f"attacker {m}", empty_share)
+
+    def _inner_loss(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        return batch_loss(self.model, self._weights(params), batch)
+
+    def _outer_loss(
+        self, params: Mapping[str, Tensor], step: int, retain: dict[str, Batch], log: dict[str, float]
+    ) -> Tensor:
+        weights = self._weights(params)
+        parts = {"forget": self._forget_batch(step, max(0, self.meta.attacker.steps - 1))} | retain
+        batch = joined(list(parts.values()))
+        rows = row_losses(self.model, weights, batch.latents, batch.noise, batch.timesteps, batch.condition)
+        sizes = [len(part.latents) for part in parts.values()]
+        losses = {name: part.mean() for name, part in zip(parts, rows.split(sizes), strict=True)}
+        if self.meta.keep_unconditional:
+            losses["keep_unconditional"] = self._unconditional_drift(weights, batch)
+        terms = attacked_terms(losses, self.weights)
+        log |= {f"attacked_{name}": float(loss) for name, loss in losses.items()}
+        log |= {name: float(term) for name, term in terms.items()}
+        return total(terms)
+
+    def _unconditional_drift(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Mean squared distance between the attacked model's and the base's unconditional predictions."""
+        x = add_noise(self.model, batch.latents, batch.noise, batch.timesteps)
+        empty = self.sets.forget.empty.expand(len(x))
+        with torch.no_grad():
+            base = predict_noise(self.model, None, x, batch.timesteps, empty)
+        return F.mse_loss(predict_noise(self.model, weights, x, batch.timesteps, empty), base)
+
+    def _current_gradient(self, theta: Tensors, retain: dict[str, Batch], log: dict[str, float]) -> Tensors:
+        """The derivative of eq. 3's + zeta L_DM(theta; retain), which does not pass through the attacker."""
+        if not (self.weights.related or self.weights.unrelated):
+            return {}
+        weights = self.adapter.materialize(theta)
+        terms = current_terms({name: batch_loss(self.model, weights, b) for name, b in retain.items()}, self.weights)
+        log |= {name: float(term) for name, term in terms.items()}
+        gradients = torch.autograd.grad(total(terms), list(theta.values()), allow_unused=True)
+        return {name: g for name, g in zip(theta, gradients, strict=True) if g is not None}
