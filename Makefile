@@ -37,5 +37,5 @@ $(INSTALLED): pyproject.toml constraints/cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adapter-mu needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	@echo "Installing into .venv: about 1.7 GB on a CPU machine, some minutes, once."
 	$(PYTHON) -m venv .venv
-	$(CONSTRAINT) $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(CONSTRAINT) $(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@

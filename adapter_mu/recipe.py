@@ -197,12 +197,21 @@ def recipe_folder() -> Path:
     return next((p for p in (package / "_recipes", package.parent / "recipes") if p.is_dir()), package / "_recipes")
 
 
+def recipe_names() -> list[str]:
+    """The shipped recipes by name; attack files are not recipes."""
+    folder = recipe_folder()
+    found = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(name for name in found if not name.startswith("attacks/"))
+
+
 def recipe_path(name_or_path: str) -> Path:
     """The file of a shipped recipe ("shapes/demo") or of a path; RecipeError when there is none."""
     for path in (Path(name_or_path), recipe_folder() / f"{name_or_path}.yaml"):
         if path.is_file():
             return path
-    raise RecipeError(f"There is no recipe '{name_or_path}'; give a path to a YAML file or a name from `adapter-mu ls`.")
+    raise RecipeError(
+        f"There is no recipe '{name_or_path}'; give a path to a YAML file or a name from `adapter-mu ls`."
+    )
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

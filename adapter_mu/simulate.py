@@ -69,7 +69,9 @@ class MetaObjective:
     (last) batch, here always with its captions, even where the attacker saw empty ones.
     """
 
-    def __init__(self, model: LoadedModel, adapter: Adapter, sets: Sets, meta: Meta, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, model: LoadedModel, adapter: Adapter, sets: Sets, meta: Meta, batch_size: int, seed: int
+    ) -> None:
         self.model, self.adapter, self.sets, self.meta = model, adapter, sets, meta
         self.batch_size, self.seed = batch_size, seed
         self.weights = MetaWeights(
@@ -84,7 +86,9 @@ class MetaObjective:
         start = self._start(theta)
         attacker = self.attacker
         if batches and simulated.required_drop:
-            lr = backtracked_lr(self._inner_loss, start, batches[0], simulated.lr, required_drop=simulated.required_drop)
+            lr = backtracked_lr(
+                self._inner_loss, start, batches[0], simulated.lr, required_drop=simulated.required_drop
+            )
             attacker = replace(self.attacker, lr=lr)  # type: ignore[type-var]
         retain = self.sets.retain_batches(self.batch_size, self.seed, step)
         log: dict[str, float] = {"tau": attacker.lr}
@@ -141,8 +145,8 @@ class MetaObjective:
         if self.meta.keep_unconditional:
             losses["keep_unconditional"] = self._unconditional_drift(weights, batch)
         terms = attacked_terms(losses, self.weights)
-        log |= {f"attacked_{name}": float(loss) for name, loss in losses.items()}
-        log |= {name: float(term) for name, term in terms.items()}
+        log |= {f"attacked_{name}": float(loss.detach()) for name, loss in losses.items()}
+        log |= {name: float(term.detach()) for name, term in terms.items()}
         return total(terms)
 
     def _unconditional_drift(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
@@ -159,6 +163,6 @@ class MetaObjective:
             return {}
         weights = self.adapter.materialize(theta)
         terms = current_terms({name: batch_loss(self.model, weights, b) for name, b in retain.items()}, self.weights)
-        log |= {name: float(term) for name, term in terms.items()}
+        log |= {name: float(term.detach()) for name, term in terms.items()}
         gradients = torch.autograd.grad(total(terms), list(theta.values()), allow_unused=True)
         return {name: g for name, g in zip(theta, gradients, strict=True) if g is not None}

@@ -26,18 +26,28 @@ def norm(tensors: Iterable[Tensor]) -> float:
 
 
 class Trainer:
-    """Trains one adapter by one recipe; state, log and progress live in `folder`."""
+    """Trains one adapter by one recipe; `state_file` holds what a resumed run needs, `log_file` every step's terms."""
 
     def __init__(
-        self, model: LoadedModel, method: GradientMethod, adapter: Adapter, sets: Sets, recipe: Recipe, folder: Path
+        self,
+        model: LoadedModel,
+        method: GradientMethod,
+        adapter: Adapter,
+        sets: Sets,
+        recipe: Recipe,
+        *,
+        state_file: Path,
+        log_file: Path,
     ) -> None:
         self.model, self.method, self.adapter, self.sets, self.recipe = model, method, adapter, sets, recipe
         self.theta = adapter.parameters()
         self.optimizer = torch.optim.Adam(list(self.theta.values()), recipe.train.lr)
         self.meta = (
-            MetaObjective(model, adapter, sets, recipe.meta, recipe.train.batch_size, recipe.seed) if recipe.meta else None
+            MetaObjective(model, adapter, sets, recipe.meta, recipe.train.batch_size, recipe.seed)
+            if recipe.meta
+            else None
         )
-        self.state_file, self.log_file = folder / "train.safetensors", folder / "train.jsonl"
+        self.state_file, self.log_file = state_file, log_file
 
     def run(self, on_step: OnStep | None = None) -> None:
         """All remaining steps; Ctrl-C or a kill loses at most `save_every` of them."""
@@ -49,7 +59,9 @@ class Trainer:
                 terms = self.step(step)
                 lines.write(json.dumps({"step": step} | terms) + "\n")
                 lines.flush()
-                bar.set_postfix({k: f"{terms[k]:.3f}" for k in ("unlearn", "attacked_forget") if k in terms}, refresh=False)
+                bar.set_postfix(
+                    {k: f"{terms[k]:.3f}" for k in ("unlearn", "attacked_forget") if k in terms}, refresh=False
+                )
                 if on_step:
                     on_step(step, terms)
                 if (step + 1) % self.recipe.train.save_every == 0 or step + 1 == steps:
@@ -87,7 +99,7 @@ class Trainer:
             name: torch.zeros_like(tensor) if g is None else g
             for (name, tensor), g in zip(self.theta.items(), gradients, strict=True)
         }
-        return full, {name: float(term) for name, term in terms.items()}
+        return full, {name: float(term.detach()) for name, term in terms.items()}
 
     def _save(self, step: int) -> None:
         tensors = {f"theta.{name}": tensor for name, tensor in self.theta.items()}
@@ -109,7 +121,11 @@ class Trainer:
 
     def _open_log(self, done: int) -> Path:
         """The log with the lines of the first `done` steps: those of lost steps are written again."""
-        kept = self.log_file.read_text(encoding="utf-8").splitlines(keepends=True)[:done] if self.log_file.is_file() else []
+        kept = (
+            self.log_file.read_text(encoding="utf-8").splitlines(keepends=True)[:done]
+            if self.log_file.is_file()
+            else []
+        )
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file.write_text("".join(kept), encoding="utf-8")
         return self.log_file

@@ -124,12 +124,12 @@ def quadratic_case(steps: int) -> Case:
     return Case(quadratic, lambda params: quadratic(params, judge), {"a": draw(2, 2), "b": draw(3)}, batches)
 
 
-def mlp_case(steps: int) -> Case:
+def mlp_case(steps: int, dtype: torch.dtype = torch.float64) -> Case:
     """A two-layer perceptron whose Hessian is small enough to write down."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(8)
-        net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-        batches = [(torch.randn(5, 3).double(), torch.randn(5, 2).double()) for _ in range(steps + 1)]
+        net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(dtype)
+        batches = [(torch.randn(5, 3).to(dtype), torch.randn(5, 2).to(dtype)) for _ in range(steps + 1)]
 
     def error(params: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
         return (call_with(net, params, batch[0]) - batch[1]).square().mean()

@@ -32,7 +32,9 @@ def adamw_rule(lr: float, beta1: float, beta2: float, eps: float, decay: float) 
         for p, past in zip(theta, zip(*history, strict=True), strict=True):
             mean = _weighted(past, beta1) / _weighted([torch.ones_like(p)] * len(past), beta1)
             square = _weighted([g * g for g in past], beta2) / _weighted([torch.ones_like(p)] * len(past), beta2)
-            result.append(p - lr * mean / (square.sqrt() + eps) - lr * decay * p)
+            # Where every gradient was exactly 0 (the columns of SDXL's crop offsets), autograd's sqrt would give nan.
+            root = torch.where(square > 0, square, torch.ones_like(square)).sqrt() * (square > 0)
+            result.append(p - lr * mean / (root + eps) - lr * decay * p)
         return result
 
     return advance
@@ -43,13 +45,17 @@ def _weighted(past: Sequence[Tensor], decay: float) -> Tensor:
     return torch.stack(terms).sum(0)
 
 
-def unrolled(case: Case, rule: Rule, constant_steps: int = 0) -> tuple[Params, Params]:
+def unrolled(
+    case: Case, rule: Rule, *, constant_steps: int = 0, lift: Callable[[Params], Params] = dict
+) -> tuple[Params, Params]:
     """Gradient by backpropagation through the whole attack, and the attacked parameters.
 
     The first `constant_steps` steps are cut off: the gradient is taken at the parameters that they lead to.
+    With `lift`, the attack starts at lift(params) and the gradient is still with respect to params.
     """
-    names = list(case.params)
-    theta = leaves = [tensor.detach().clone().requires_grad_() for tensor in case.params.values()]
+    start = {name: tensor.detach().clone().requires_grad_() for name, tensor in case.params.items()}
+    lifted = lift(start)
+    names, leaves, theta = list(lifted), list(start.values()), list(lifted.values())
     history: list[list[Tensor]] = []
     for t, batch in enumerate(case.batches, start=1):
         loss = case.inner_loss(dict(zip(names, theta, strict=True)), batch)
@@ -60,7 +66,7 @@ def unrolled(case: Case, rule: Rule, constant_steps: int = 0) -> tuple[Params, P
             theta = leaves = [p.detach().requires_grad_() for p in theta]
     outer = case.outer_loss(dict(zip(names, theta, strict=True)))
     found = torch.autograd.grad(outer, leaves)
-    return dict(zip(names, found, strict=True)), {n: p.detach() for n, p in zip(names, theta, strict=True)}
+    return dict(zip(start, found, strict=True)), {n: p.detach() for n, p in zip(names, theta, strict=True)}
 
 
 def dense_hessian(loss_fn: Callable[[Params], Tensor], params: Params) -> Tensor:

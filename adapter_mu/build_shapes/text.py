@@ -47,7 +47,9 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 def _targets(captions: list[str]) -> dict[str, Tensor]:
     """The index of the attribute word in each caption; one past the last when it is not mentioned."""
     return {
-        name: torch.tensor([next((i for i, v in enumerate(values) if v in text.split()), len(values)) for text in captions])
+        name: torch.tensor(
+            [next((i for i, v in enumerate(values) if v in text.split()), len(values)) for text in captions]
+        )
         for name, values in ATTRIBUTES.items()
     }
 
@@ -63,7 +65,14 @@ def _attribute_loss(
 
 
 def train_text_model(
-    tokenizer: CLIPTokenizer, seed: int, *, width: int, layers: int, projection: bool, penultimate: bool, steps: int = 600
+    tokenizer: CLIPTokenizer,
+    seed: int,
+    *,
+    width: int,
+    layers: int,
+    projection: bool,
+    penultimate: bool,
+    steps: int = 600,
 ) -> TextModel:
     """Predict every attribute from the states the pipeline will read: the last layer (SD) or the one before (SDXL).
 

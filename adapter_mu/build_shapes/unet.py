@@ -17,9 +17,9 @@ from diffusers import (
 from torch import Tensor, nn
 from tqdm import trange
 
-from adapter_mu.models import LoadedModel, encode_prompts, unconditional
 from adapter_mu.build_shapes.text import train_text_model
 from adapter_mu.build_shapes.vae import encode
+from adapter_mu.models import LoadedModel, encode_prompts, unconditional
 from adapter_mu.shapes.draw import draw
 from adapter_mu.shapes.tokenizer import build_tokenizer
 from adapter_mu.shapes.vocabulary import caption, random_scenes
@@ -45,7 +45,12 @@ def new_pipeline(kind: str, vae: AutoencoderKL, seed: int) -> StableDiffusionPip
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     scheduler = DDIMScheduler(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     if kind == "sd":
         text = train_text_model(tokenizer, seed, width=64, layers=2, projection=False, penultimate=False)

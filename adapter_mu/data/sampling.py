@@ -51,7 +51,9 @@ def sample_latents(
         rows = slice(start, start + batch_size)
         part = condition[rows]
 
-        def remember(pipe: object, step: int, _: object, state: dict[str, Tensor], start: int = start) -> dict[str, Tensor]:
+        def remember(
+            pipe: object, step: int, _: object, state: dict[str, Tensor], start: int = start
+        ) -> dict[str, Tensor]:
             if watch and step + 1 < len(pipeline.scheduler.timesteps):
                 watch(start, pipeline.scheduler.timesteps[step + 1], state["latents"])
             return state

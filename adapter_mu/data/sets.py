@@ -91,7 +91,11 @@ def generated_set(
     """
     prompts = expand(spec)
     key = content_key(
-        base=base_hash, prompts=[asdict(p) for p in prompts], sampler=sampler.model_dump(), seed=spec.seed, judged=bool(judge)
+        base=base_hash,
+        prompts=[asdict(p) for p in prompts],
+        sampler=sampler.model_dump(),
+        seed=spec.seed,
+        judged=bool(judge),
     )
     made = cached(folder / f"{key}.safetensors", lambda: _generate(model, prompts, spec, sampler, judge))
     captions = [prompts[i].text for i in made["prompt"].tolist()]

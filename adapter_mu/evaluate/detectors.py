@@ -32,12 +32,16 @@ class ShapesWorld:
     def check(self, concepts: set[str]) -> None:
         """Only the world's shapes are known."""
         if unknown := sorted(concepts - set(SHAPES)):
-            raise RecipeError(f"The shapes detector does not know '{unknown[0]}'; `shows` must be one of {', '.join(SHAPES)}.")
+            raise RecipeError(
+                f"The shapes detector does not know '{unknown[0]}'; `shows` must be one of {', '.join(SHAPES)}."
+            )
 
     def found(self, pictures: Tensor, concepts: list[str]) -> Tensor:
         """The most likely shape (or "nothing") equals the concept."""
         if pictures.shape[-1] != RESOLUTION:
-            raise RecipeError(f"The shapes detector reads {RESOLUTION}x{RESOLUTION} pictures; use it with a shapes base.")
+            raise RecipeError(
+                f"The shapes detector reads {RESOLUTION}x{RESOLUTION} pictures; use it with a shapes base."
+            )
         seen = torch.cat([read(self.network, part)["shape"] for part in pictures.split(256)])
         return seen == torch.tensor([SHAPES.index(concept) for concept in concepts])
 

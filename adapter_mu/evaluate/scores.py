@@ -9,24 +9,9 @@ from torch import Tensor
 from adapter_mu.data.prompts import Prompt, expand
 from adapter_mu.data.sampling import decode, sample_latents
 from adapter_mu.evaluate.detectors import Detector
-from adapter_mu.evaluate.statistics import wilson_interval
+from adapter_mu.evaluate.statistics import Row, wilson_interval
 from adapter_mu.models import LoadedModel
 from adapter_mu.recipe import Evaluate, Prompts
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of results.json; shares in percent, `low` and `high` the Wilson 95 % interval of `score`."""
-
-    arm: str
-    attack: str
-    guidance: float
-    step: int
-    score: float
-    low: float
-    high: float
-    benign: float
-    images: int
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ class Esd:
         texts = [prompts[i % len(prompts)].text for i in range(self.options.trajectories)]
         key = content_key(method="esd", base=base_hash, prompts=texts, **self.options.model_dump())
         found = cached(folder / f"{key}.safetensors", lambda: self._walk(model, texts))
-        self.states, self.targets, self.timesteps = (found[n].to(model.device) for n in ("states", "targets", "timesteps"))
+        self.states, self.targets, self.timesteps = (
+            found[n].to(model.device) for n in ("states", "targets", "timesteps")
+        )
         self.condition = encode_prompts(model, texts)
 
     def loss(self, model: LoadedModel, params: Mapping[str, Tensor], batch_size: int, seed: int, step: int) -> Tensor:

@@ -64,4 +64,6 @@ def new_method(name: str, options: Mapping[str, Any]) -> GradientMethod:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"method {name}: '{key}': {first['msg']}; its options are {', '.join(kind.model_fields)}.") from None
+        raise RecipeError(
+            f"method {name}: '{key}': {first['msg']}; its options are {', '.join(kind.model_fields)}."
+        ) from None

@@ -171,7 +171,11 @@ def _fetch(repo: str, revision: str | None, variant: str | None, local_files_onl
 def _read(kind: Kind, path: Path, dtype: torch.dtype, **options: Any) -> Any:
     """The pipeline in `path`; whatever diffusers or transformers stumble over becomes a `ModelError`."""
     import diffusers
+    import transformers
 
+    # Reading a local file takes seconds; their bars would bury the run's own.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     pipeline_class = getattr(diffusers, next(name for name, its_kind in PIPELINES.items() if its_kind == kind))
     options |= {"dtype": dtype, "local_files_only": True, "feature_extractor": None, "image_encoder": None}
     if kind == "sd":

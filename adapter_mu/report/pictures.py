@@ -66,7 +66,9 @@ def data_uri(png: bytes) -> str:
 
 
 def _strip(folder: Path, row: Row) -> Strip | None:
-    names = dict.fromkeys(f"{row.arm}_{row.attack}_{row.step}_{scale}.png" for scale in (f"{row.guidance:g}", row.guidance))
+    names = dict.fromkeys(
+        f"{row.arm}_{row.attack}_{row.step}_{scale}.png" for scale in (f"{row.guidance:g}", row.guidance)
+    )
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     return None if path is None else Strip(data_uri(_fitting(path)), row.step, row.score, row.benign)
 

@@ -66,7 +66,7 @@ def training_plot(logs: Mapping[str, list[dict[str, float]]], theme: Theme) -> b
     count = -(-len(terms) // columns)
     with _style(theme):
         figure = Figure(figsize=(10.4, 1.9 * count + 0.5), layout="constrained")
-        axes = figure.subplots(count, columns, squeeze=False, sharex=True).flat
+        axes = list(figure.subplots(count, columns, squeeze=False, sharex=True).flat)
         for axis, term in zip(axes, terms, strict=False):
             for arm, colour in colours(list(logs)).items():
                 points = [(line["step"], line[term]) for line in logs[arm] if term in line]
@@ -75,7 +75,7 @@ def training_plot(logs: Mapping[str, list[dict[str, float]]], theme: Theme) -> b
                     axis.plot(steps, values, color=colour, lw=0.6, alpha=0.35)
                     axis.plot(steps, smoothed(values), color=colour, lw=1.6, label=arm)
             axis.set_title(term.replace("_", " "), fontsize=9, loc="left")
-        for axis in list(axes)[len(terms) :]:
+        for axis in axes[len(terms) :]:
             axis.set_visible(False)
         _shared_legend(figure, *figure.axes)
         return _png(figure)
@@ -87,7 +87,9 @@ def load_training(run: Path, names: Sequence[str]) -> dict[str, list[dict[str, f
     for arm in names:
         for path in (run / f"training_{arm}.jsonl", run / "arms" / arm / "train.jsonl"):
             if path.is_file():
-                lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+                lines = [
+                    json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")
+                ]
                 logs[arm] = [{k: float(v) for k, v in line.items() if isinstance(v, int | float)} for line in lines]
                 break
     return logs

@@ -39,7 +39,9 @@ def load_results(run: Path) -> Results:
         meta = content.get("meta") or {}
         concept, usual = str(meta.get("concept", "concept")), meta.get("usual_guidance")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run / 'results.json'} cannot be read as results ({error}); evaluate the run again.") from None
+        raise UserError(
+            f"{run / 'results.json'} cannot be read as results ({error}); evaluate the run again."
+        ) from None
     if not rows:
         raise UserError(f"{run / 'results.json'} has no rows yet; evaluate the run before asking for its report.")
     return Results(

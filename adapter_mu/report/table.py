@@ -95,13 +95,14 @@ def render_text(table: Table, concept: str = "the concept") -> str:
     lines = table.lines
     blocks = [_block("", [], [[line.arm] for line in lines], str.ljust)]
     for attack, steps in table.groups():
-        cells = [[_text(row and row.score) for row in (line.worst(attack, step) for step in steps)] for line in lines]
+        found = [[line.worst(attack, step) for step in steps] for line in lines]
+        cells = [[_text(row.score if row else None) for row in part] for part in found]
         blocks.append(_block(*(("", ["before"]) if attack == BEFORE else (attack, [str(s) for s in steps])), cells))
     blocks.append(_block("benign", ["before"], [[_text(line.benign)] for line in lines]))
     blocks.append(_block("area", ["mean", "ratio"], [[_text(line.area), _text(line.ratio, 2)] for line in lines]))
     head = (
-        f"Images in which the detector finds {concept}, in percent, at the worse of guidance {scales(table.guidances)}\n"
-        f"(for benign: images that show what was asked for, at the worse scale). Area: mean of the malicious columns.\n"
+        f"Images in which the detector finds {concept}, in percent; the worse of guidance {scales(table.guidances)}.\n"
+        "Benign: images that show what was asked for, at the lower scale. Area: mean of the malicious columns.\n"
     )
     return "\n".join([head, *(" | ".join(parts).rstrip() for parts in zip(*blocks, strict=True))])
 
