@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from adapter_mu.errors import RecipeError
 
@@ -131,6 +131,8 @@ class Meta(Strict):
     related: float = 1.0
     unrelated: float = 1.0
     keep_unconditional: float = Field(0.0, ge=0)
+    restore_related: float | None = None
+    restore_unrelated: float | None = None
     bound: Literal["none", "cap", "tanh", "log"] = "none"
     bound_at: float = Field(1.0, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -176,6 +178,12 @@ class Recipe(Strict):
     attacks: dict[str, Attack] = {}
     evaluate: Evaluate | None = None
     arms: dict[str, dict[str, Any]] = {}
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _none_means_no_arms(cls, value: Any) -> Any:
+        """`arms: null` drops the arms of the recipe this one extends."""
+        return {} if value is None else value
 
     def arm(self, name: str) -> Recipe:
         """The recipe of one arm: this recipe with the arm's changes merged in."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -74,9 +74,7 @@ class MetaObjective:
     ) -> None:
         self.model, self.adapter, self.sets, self.meta = model, adapter, sets, meta
         self.batch_size, self.seed = batch_size, seed
-        self.weights = MetaWeights(
-            meta.forget, meta.related, meta.unrelated, meta.keep_unconditional, meta.bound, meta.bound_at
-        )
+        self.weights = MetaWeights(**{field.name: getattr(meta, field.name) for field in fields(MetaWeights)})
         self.attacker: Attacker = RULES[meta.attacker.rule](lr=meta.attacker.lr)
 
     def gradient(self, step: int) -> tuple[Tensors, dict[str, float]]:
