@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,17 +10,38 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adapter_mu.data.cache import write_text
+from adapter_mu.data.cache import fingerprint, write_text
 from adapter_mu.data.sampling import decode, sample_latents
-from adapter_mu.errors import RecipeError, UserError
+from adapter_mu.errors import ModelError, RecipeError
 from adapter_mu.evaluate.statistics import Row
-from adapter_mu.export.merge import merge, save_folder
-from adapter_mu.models import load_model
+from adapter_mu.export.merge import merge, refuse_existing, save_folder
+from adapter_mu.models import LoadedModel, load_model
 from adapter_mu.params import load_adapter
-from adapter_mu.recipe import Evaluate, Recipe
-from adapter_mu.report import headline_table, render_text
+from adapter_mu.params.files import read_metadata
+from adapter_mu.recipe import Attack, Evaluate, Recipe
+from adapter_mu.report import headline_table, load_results, load_rows, render_text
 from adapter_mu.report.page import build_report
-from adapter_mu.stages import BASE, DTYPES, Run, arms, attack_arm, claim, open_run, say, train_arm, validate
+from adapter_mu.stages import (
+    BASE,
+    BEFORE,
+    DTYPES,
+    Run,
+    arms,
+    attack_arm,
+    check_fit,
+    check_names,
+    check_pictures,
+    check_recipe,
+    check_scoring,
+    claim,
+    holds,
+    load_base,
+    numbered,
+    open_run,
+    pick_device,
+    say,
+    train_arm,
+)
 
 
 def everything(recipe: Recipe, folder: Path) -> str:
@@ -28,19 +50,47 @@ def everything(recipe: Recipe, folder: Path) -> str:
     Raises:
         UserError: something in the recipe is wrong; nothing was trained.
     """
-    trains = validate(recipe)
-    claim(recipe, folder)
-    run = open_run(recipe, folder)
-    rows: list[Row] = []
-    if recipe.evaluate:
-        rows += attack_arm(run, BASE, run.model, recipe.evaluate, {})
-    for name, arm in arms(recipe).items():
-        say(f"{name}: trains {trains[name]}")
+    if holds(folder, recipe) and _finished(recipe, folder):
+        say("everything was done before")
+    else:
+        check_recipe(recipe)
+        model = load_base(recipe)
+        check_fit(recipe, model)
+        claim(recipe, folder)
+        _work(open_run(recipe, folder, model))
+    said = table(folder) if recipe.evaluate else "nothing was scored: the recipe has no `evaluate` part"
+    return "\n".join([said, *(f"{arm}: {folder / 'arms' / arm}/adapter.safetensors, merged/" for arm in arms(recipe))])
+
+
+def _work(run: Run) -> None:
+    """The stages in order; those that are done are passed over."""
+    recipe, every = run.recipe, arms(run.recipe)
+    evaluate = recipe.evaluate
+    scored = sum(1 + len(arm.attacks) for arm in every.values()) + 2 if evaluate else 0
+    run.announce = numbered(1 + len(every) + scored)
+    run.draw_sets()
+    rows = attack_arm(run, BASE, run.model, evaluate, {}) if evaluate else []
+    for name, arm in every.items():
         merged = train_arm(run, name, arm)
-        if recipe.evaluate:
-            rows += attack_arm(run, name, merged, recipe.evaluate, arm.attacks)
-    made = [f"{name}: {run.arm_folder(name)}/adapter.safetensors, merged/" for name in arms(recipe)]
-    return "\n".join([_finish(run, recipe.evaluate, rows), *made])
+        if evaluate:
+            rows += attack_arm(run, name, merged, evaluate, arm.attacks)
+    if evaluate:
+        _report(run, evaluate, rows)
+
+
+def _finished(recipe: Recipe, folder: Path) -> bool:
+    """Whether every file and every row that a run of the recipe leaves is there."""
+    every = arms(recipe)
+    made = [folder / "arms" / name / part for name in every for part in ("adapter.safetensors", "merged")]
+    if recipe.evaluate is None:
+        return all(path.exists() for path in made)
+    made += [folder / "results.json", folder / "report.html"]
+    if not all(path.exists() for path in made):
+        return False
+    cells = {(name, BEFORE, 0) for name in (BASE, *every)}
+    cells |= {(name, label, s) for name, arm in every.items() for label, a in arm.attacks.items() for s in a.steps}
+    measured = {(row.arm, row.attack, row.step, row.guidance) for row in load_rows(folder)}
+    return {(*cell, guidance) for cell in cells for guidance in recipe.evaluate.guidance} <= measured
 
 
 def attack_model(
@@ -48,55 +98,87 @@ def attack_model(
 ) -> str:
     """Score a model before and along the recipe's attacks (`only` those named); returns the table.
 
+    Other models that were scored with the same recipe in the same folder stay in the table.
+
     Raises:
         UserError: unknown attack, no `evaluate` part, or a model that cannot be loaded.
     """
-    unknown = sorted(set(only or ()) - recipe.attacks.keys())
-    if unknown:
-        raise RecipeError(f"The recipe has no attack '{unknown[0]}'; it has {', '.join(recipe.attacks) or 'none'}.")
-    if recipe.evaluate is None:
-        raise RecipeError(f"Recipe {recipe.name} has no `evaluate` part, so nothing can be scored; add it.")
-    chosen = {label: a for label, a in recipe.attacks.items() if only is None or label in only}
-    validate(recipe)
-    model = load_model(source, config=config, dtype=DTYPES[recipe.base.dtype])
-    claim(recipe, folder)
-    run = open_run(recipe, folder)
-    return _finish(run, recipe.evaluate, attack_arm(run, name, model, recipe.evaluate, chosen))
-
-
-def _finish(run: Run, evaluate: Evaluate | None, rows: list[Row]) -> str:
-    """Write results.json and report.html; the table as text."""
+    chosen, evaluate = _chosen(recipe, only), recipe.evaluate
+    check_names("model", [name])
     if evaluate is None:
-        return "nothing was scored: the recipe has no `evaluate` part"
+        raise RecipeError(f"Recipe {recipe.name} has no `evaluate` part, so nothing can be scored; add it.")
+    check_scoring(recipe)
+    holds(folder, recipe)
+    model = load_model(source, config=config, dtype=DTYPES[recipe.base.dtype], device=pick_device(recipe.base.device))
+    check_pictures(recipe, model)
+    base = load_base(recipe) if chosen else model  # the attacks' pictures are drawn by the base
+    if base.kind != model.kind:
+        raise ModelError(f"'{source}' is {model.kind}, but the recipe's base is {base.kind}; choose another recipe.")
+    claim(recipe, folder)
+    run = open_run(recipe, folder, base)
+    run.announce = numbered(2 + len(chosen))
+    rows = attack_arm(run, name, model, evaluate, chosen)
+    others = load_rows(folder) if (folder / "results.json").is_file() else []
+    _report(run, evaluate, [*(row for row in others if row.arm != name), *rows])
+    return table(folder)
+
+
+def _chosen(recipe: Recipe, only: Sequence[str] | None) -> dict[str, Attack]:
+    if unknown := sorted(set(only or ()) - recipe.attacks.keys()):
+        raise RecipeError(f"The recipe has no attack '{unknown[0]}'; it has {', '.join(recipe.attacks) or 'none'}.")
+    return {label: attack for label, attack in recipe.attacks.items() if only is None or label in only}
+
+
+def _report(run: Run, evaluate: Evaluate, rows: list[Row]) -> None:
+    """Write results.json and report.html."""
+    run.announce("the report")
+    recipe = run.recipe
     facts = {
-        "concept": run.recipe.concept,
-        "title": f"Unlearning '{run.recipe.concept}' from {run.model.name}",
+        "concept": recipe.concept,
+        "title": f"Unlearning '{recipe.concept}' from {Path(recipe.base.model).name}",
         "usual_guidance": evaluate.usual_guidance,
-        "caption": run.recipe.description,
+        "caption": recipe.description,
     }
     results = {"rows": [asdict(row) for row in rows], "meta": facts}
     write_text(run.folder / "results.json", json.dumps(results, indent=1))
-    page = build_report(run.folder)
-    return f"{render_text(headline_table(rows), run.recipe.concept)}\n\nreport: {page}"
+    build_report(run.folder)
 
 
-def merge_adapter(adapter: Path, base: str, config: str | None, out: Path, dtype: str) -> Path:
+def table(folder: Path) -> str:
+    """The table of a run's folder and where its report lies; UserError when it has no results."""
+    results = load_results(folder)
+    return f"{render_text(headline_table(results.rows), results.concept)}\n\nreport: {folder / 'report.html'}"
+
+
+def merge_adapter(adapter: Path, base: str, config: str | None, out: Path, dtype: str, *, force: bool = False) -> Path:
     """Merge a saved adapter into its base in fp32, cast once, write a diffusers folder.
 
     Raises:
-        UserError: wrong base, damaged adapter, or `out` exists.
+        UserError: damaged adapter, `out` exists, or (unless `force`) a base with other weights than the adapter's.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already; choose another output or delete it.")
+    refuse_existing(out)
+    facts = read_metadata(adapter)
     model = load_model(base, config=config)
+    trained_on = facts.get("base_hash")
+    if not force and trained_on not in (None, _hash_as(model, facts.get("base_dtype", "fp32"))):
+        raise ModelError(
+            f"{adapter} was trained on other weights than those of '{base}' (on {facts.get('base', 'another model')});"
+            " give that --base, or --force to merge all the same."
+        )
     merged = merge(model, load_adapter(model.unet, adapter))
     merged.pipeline.to(DTYPES[dtype])
     return save_folder(merged, out)
 
 
+def _hash_as(model: LoadedModel, dtype: str) -> str:
+    """The hash of the model's UNet as a run in `dtype` sees it."""
+    wanted = DTYPES.get(dtype, model.dtype)
+    return fingerprint(model.unet if model.dtype == wanted else copy.deepcopy(model.unet).to(wanted))
+
+
 def draw(source: str, config: str | None, prompts: list[str], seed: int, steps: int, guidance: float) -> Tensor:
     """Pictures (N, 3, H, W) in [0, 1], one a prompt, seeds counting up from `seed`."""
-    model = load_model(source, config=config)
+    model = load_model(source, config=config, device=pick_device())
     seeds = [seed + i for i in range(len(prompts))]
     latents = sample_latents(model, prompts, seeds, steps=steps, guidance=guidance, batch_size=4)
     return decode(model, latents, 4)

@@ -18,6 +18,7 @@ from torch import nn
 
 from adapter_mu.errors import ModelError, RecipeError, UserError
 from adapter_mu.params import Adapter, Lora, call_with, load_adapter, make_adapter, pull_back, save_adapter, select
+from adapter_mu.params.files import PAYLOAD_HASH, payload_hash
 
 KINDS = [("lora", "full"), ("lora", "cross_attention_kv"), ("dense", "non_cross_attention")]
 
@@ -118,7 +119,8 @@ def test_a_saved_adapter_comes_back(kind: str, subset: str, tmp_path: Path) -> N
     assert loaded.metadata() == adapter.metadata()
     assert relative_error(loaded.parameters(), adapter.parameters()) < 1e-15
     with safe_open(path, "pt") as stored:
-        assert stored.metadata() == {**adapter.metadata(), "base": "tiny", "adapter_mu_format": "1"}
+        sealed = {"adapter_mu_format": "1", PAYLOAD_HASH: payload_hash(path)}
+        assert stored.metadata() == {**adapter.metadata(), "base": "tiny", **sealed}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -131,7 +133,8 @@ def test_the_same_adapter_makes_the_same_bytes(tmp_path: Path) -> None:
         contents.add((tmp_path / f"{attempt}.safetensors").read_bytes())
     assert len(contents) == 1
     with safe_open(tmp_path / "0.safetensors", "pt") as stored:
-        assert stored.metadata() == {**adapter.metadata(), **extra, "adapter_mu_format": "1"}
+        sealed = {"adapter_mu_format": "1", PAYLOAD_HASH: payload_hash(tmp_path / "0.safetensors")}
+        assert stored.metadata() == {**adapter.metadata(), **extra, **sealed}
 
 
 def test_the_file_of_a_dense_adapter_holds_the_difference_to_the_base(tmp_path: Path) -> None:

@@ -36,4 +36,11 @@ def finetune(model: LoadedModel, data: LatentSet, attack: Attack, seed: int, at_
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if step in attack.steps:
             unet.eval()
-            at_step(step, attacked)
+            at_step(step, attacked if model.dtype == torch.float32 else _as_published(model, unet))
+
+
+def _as_published(model: LoadedModel, unet: torch.nn.Module) -> LoadedModel:
+    """The attacked weights in the dtype of the model's other parts, as its attacker would use them."""
+    cast = copy.deepcopy(model.unet)
+    cast.load_state_dict(unet.state_dict())
+    return with_unet(model, cast)

@@ -11,7 +11,7 @@ from adapter_mu.build_shapes.detector import accuracy, train_detector
 from adapter_mu.build_shapes.quality import quality
 from adapter_mu.build_shapes.unet import new_pipeline, train_unet
 from adapter_mu.build_shapes.vae import train_vae
-from adapter_mu.evaluate.pictures import save_strip
+from adapter_mu.evaluate.pictures import SHOWN, save_strip
 from adapter_mu.models import LoadedModel, load_model
 from adapter_mu.shapes.detector import ShapesDetector, load_shapes_detector
 
@@ -40,8 +40,8 @@ def save_detector(detector: ShapesDetector, path: Path) -> None:
 
 
 def check(folder: Path, images: int, pictures: Path | None = None) -> bool:
-    """Print every bar for the shipped detector and the checkpoints in `folder`; whether all are met."""
-    detector = load_shapes_detector()
+    """Print every bar for the detector and the checkpoints in `folder`; whether all are met."""
+    detector = load_shapes_detector(folder / "detector.safetensors")
     read_right = accuracy(detector, 5000, seed=78)
     print("detector on 5,000 fresh drawings:", {name: f"{share:.2f}" for name, share in read_right.items()})
     met = min(read_right.values()) >= 99.5
@@ -51,5 +51,5 @@ def check(folder: Path, images: int, pictures: Path | None = None) -> bool:
             print(f"shapes-{kind}", f"{shape:9}", {name: f"{share:.1f}" for name, share in shares.items()})
             met &= min(shares[name] for name in ("shape", "colour", "background")) >= 95
         if pictures:
-            save_strip(list(shown.split(10)), pictures / f"shapes-{kind}.png")
+            save_strip(list(shown.split(SHOWN)), pictures / f"shapes-{kind}.png")
     return met

@@ -8,6 +8,7 @@ from torch import Tensor
 from adapter_mu.build_shapes.detector import labels
 from adapter_mu.data.sampling import decode, sample_latents
 from adapter_mu.data.seeds import generator_for
+from adapter_mu.evaluate.pictures import SHOWN
 from adapter_mu.models import LoadedModel
 from adapter_mu.recipe import Sampler
 from adapter_mu.shapes.detector import ShapesDetector, read
@@ -21,7 +22,7 @@ def quality(
 ) -> tuple[dict[str, dict[str, float]], Tensor]:
     """Per shape, the share (percent) of `images` pictures whose shape, colour and background are as prompted.
 
-    Also returns ten pictures of each shape, (len(SHAPES) * 10, 3, 32, 32).
+    Also returns the first SHOWN pictures of each shape, (len(SHAPES) * SHOWN, 3, 32, 32).
     """
     table, shown = {}, []
     for shape in SHAPES:
@@ -30,5 +31,5 @@ def quality(
         pictures = decode(model, latents, sampler.batch_size)
         seen, wanted = read(detector, pictures), labels(scenes)
         table[shape] = {name: 100 * (seen[name] == wanted[name]).float().mean().item() for name in seen}
-        shown.append(pictures[:10])
+        shown.append(pictures[:SHOWN])
     return table, torch.cat(shown)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from adapter_mu.shapes.tokenizer import MAX_TOKENS
 from adapter_mu.shapes.vocabulary import ATTRIBUTES, caption, random_scenes
 
-TextModel = CLIPTextModel | CLIPTextModelWithProjection
+TextModel: TypeAlias = "CLIPTextModel | CLIPTextModelWithProjection"
 READ_PADDING = 0.3  # share of padding positions that must also tell the attributes: cross-attention sees them all
 
 

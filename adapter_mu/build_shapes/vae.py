@@ -31,7 +31,8 @@ def new_vae() -> AutoencoderKL:
         if isinstance(module, nn.Conv2d):
             fan_in = module.in_channels * module.kernel_size[0] ** 2
             nn.init.normal_(module.weight, 0, (0.3 if name.endswith("conv2") else 1) / math.sqrt(fan_in))
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     identity = torch.eye(LATENT_CHANNELS)[:, :, None, None]
     with torch.no_grad():
         vae.quant_conv.weight.zero_()

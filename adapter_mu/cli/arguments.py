@@ -6,18 +6,40 @@ import argparse
 from pathlib import Path
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """A recipe and its overrides."""
     parser.add_argument("recipe", help="a shipped recipe's name (adapter-mu ls) or a YAML file")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Changes to the recipe; `main` lets them stand after options too."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes, for example train.steps=100")
-
-
-def add_run_folder(parser: argparse.ArgumentParser) -> None:
-    """A run's folder that exists."""
-    parser.add_argument("folder", type=Path, help="the folder of a run")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """A model to load."""
     parser.add_argument("model", help="an embedded name, a diffusers folder, a .safetensors file or a hub id")
+    add_config(parser)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """What a single file does not say about itself."""
     parser.add_argument("--config", help="a diffusers folder with the architecture of a single file")
+
+
+def add_scoring(parser: argparse.ArgumentParser, used: str) -> None:
+    """A model, the recipe whose parts are `used` on it, and where the results go."""
+    add_model(parser)
+    parser.add_argument("--recipe", required=True, help=f"the recipe whose {used} used")
+    parser.add_argument("--name", default="model", help="what to call the model in tables")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results and pictures")
+    add_overrides(parser)

@@ -1,4 +1,4 @@
-"""`adapter-mu`: find the verb, run it, turn UserError into one sentence and exit code 2."""
+"""`adapter-mu`: find the verb, run it, turn mistakes into one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapter_mu.cli import attack, cp, evaluate, ls, merge, report, run, sample,
 from adapter_mu.errors import UserError
 
 VERBS = (ls, cp, validate, run, sample, attack, evaluate, merge, report)
-INTERRUPTED = 130
+MISTAKE, INTERRUPTED = 2, 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,20 +29,40 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The verb's arguments; overrides may stand anywhere (argparse alone refuses them after an option)."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 when it worked, 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
-    args = build_parser().parse_args(arguments)
+    args = parse(arguments)
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         args.run(args)
     except UserError as error:
-        print(f"adapter-mu: {error}", file=sys.stderr)
-        return 2
+        return _stop(str(error), MISTAKE)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _stop(f"{error.filename}: {error.strerror}; choose another path or make room.", MISTAKE)
     except KeyboardInterrupt:
-        print("\nadapter-mu: stopped; the same command continues from the last saved state.", file=sys.stderr)
-        return INTERRUPTED
+        return _stop("stopped; the same command continues from what is saved.", INTERRUPTED)
     return 0
+
+
+def _stop(sentence: str, code: int) -> int:
+    """Say why on a line of its own, below whatever a progress bar left."""
+    gap = "\n" if sys.stderr.isatty() else ""
+    print(f"{gap}adapter-mu: {sentence}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

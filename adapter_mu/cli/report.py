@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
-
-from adapter_mu.cli.arguments import add_run_folder
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run."""
-    add_run_folder(parser)
+    parser.add_argument("folder", type=Path, help="the folder of a run")
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the table and the report's path."""
-    from adapter_mu.errors import UserError
-    from adapter_mu.report import headline_table, load_rows, render_text
     from adapter_mu.report.page import build_report
+    from adapter_mu.run import table
 
-    if not (args.folder / "results.json").is_file():
-        raise UserError(f"{args.folder} has no results.json; give the folder of a finished run.")
-    print(render_text(headline_table(load_rows(args.folder))))
-    print(build_report(args.folder))
+    build_report(args.folder)
+    print(table(args.folder))

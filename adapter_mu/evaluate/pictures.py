@@ -1,27 +1,40 @@
-"""Strips of sampled pictures as PNG."""
+"""Sampled pictures as PNG files, each written whole or not at all."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 SHOWN = 10
 MINIMUM_SIDE = 96
-GAP = 4
+BORDER = 1
+WHITE = 1.0
+
+
+def save_picture(picture: Tensor, path: Path) -> None:
+    """One picture (3, H, W) in [0, 1] as it is."""
+    _save(_image(picture), path)
 
 
 def save_strip(rows: list[Tensor], path: Path) -> None:
     """The first pictures of each row (N, 3, H, W) in [0, 1] side by side, small ones enlarged without smoothing."""
-    side = rows[0].shape[-1]
-    framed = [
-        torch.cat([torch.nn.functional.pad(p, (GAP // 4,) * 4, value=1.0) for p in row[:SHOWN]], dim=2) for row in rows
-    ]
-    image = Image.fromarray((torch.cat(framed, dim=1).permute(1, 2, 0) * 255).round().byte().numpy())
-    factor = max(1, MINIMUM_SIDE // side)
+    lines = [torch.cat([F.pad(p, (BORDER,) * 4, value=WHITE) for p in row[:SHOWN]], dim=2) for row in rows]
+    width = max(line.shape[2] for line in lines)
+    sheet = _image(torch.cat([F.pad(line, (0, width - line.shape[2]), value=WHITE) for line in lines], dim=1))
+    factor = max(1, MINIMUM_SIDE // rows[0].shape[-1])
+    _save(sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST), path)
+
+
+def _image(picture: Tensor) -> Image.Image:
+    return Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
+
+
+def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.part")
-    image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(staged, "PNG")
+    image.save(staged, "PNG")
     staged.replace(path)

@@ -112,7 +112,7 @@ def load_model(
     Raises:
         ModelError: not found, a pickle, incomplete, or an architecture that adapter_mu does not handle.
     """
-    path = _locate(source, revision, variant, bool(local_files_only))
+    path = locate(source, revision, variant, bool(local_files_only))
     if path.is_dir():
         kind = folder_kind(path)
         check_folder_weights(path)
@@ -129,8 +129,12 @@ def load_model(
     return model
 
 
-def _locate(source: str, revision: str | None, variant: str | None, local_files_only: bool) -> Path:
-    """The folder or file that `source` means, fetched from the hub only if it is a hub id and nothing else."""
+def locate(source: str, revision: str | None, variant: str | None, local_files_only: bool) -> Path:
+    """The folder or file that `source` means, fetched from the hub only if it is a hub id and nothing else.
+
+    Raises:
+        ModelError: nothing there, or a pickle.
+    """
     if source in BUILT_IN:
         folder = Path(str(resources.files("adapter_mu.shapes"))) / "checkpoints" / source
         if not (folder / "model_index.json").is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -9,5 +10,10 @@ from adapter_mu.models.load import LoadedModel
 
 
 def with_unet(model: LoadedModel, unet: Any) -> LoadedModel:
-    """`model` with `unet` in place of its own; the other parts are shared, the given model is not changed."""
-    return replace(model, pipeline=type(model.pipeline).from_pipe(model.pipeline, unet=unet))
+    """`model` with `unet` in place of its own; the other parts are shared, the given model is not changed.
+
+    A shallow copy, because diffusers' `from_pipe` casts every part to one dtype, the shared ones too.
+    """
+    pipeline = copy.copy(model.pipeline)
+    pipeline.register_modules(unet=unet)
+    return replace(model, pipeline=pipeline)

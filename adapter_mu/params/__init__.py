@@ -4,6 +4,7 @@ from adapter_mu.params.adapters import Adapter, load_adapter, make_adapter, pull
 from adapter_mu.params.dense import DenseDelta
 from adapter_mu.params.functional import call_with
 from adapter_mu.params.lora import Lora
+from adapter_mu.params.low_rank import LowRank
 from adapter_mu.params.subsets import SUBSETS, describe, select
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Adapter",
     "DenseDelta",
     "Lora",
+    "LowRank",
     "call_with",
     "describe",
     "load_adapter",

@@ -13,6 +13,7 @@ from adapter_mu.errors import ModelError, RecipeError, UserError
 from adapter_mu.params.dense import DenseDelta
 from adapter_mu.params.files import read_tensors, write_tensors
 from adapter_mu.params.lora import Lora
+from adapter_mu.params.low_rank import LowRank, pairs
 
 FORMAT = "1"
 _FORMAT_KEY = "adapter_mu_format"
@@ -23,7 +24,7 @@ class Adapter(Protocol):
 
     @property
     def kind(self) -> str:
-        """One of "lora", "dense"."""
+        """One of "lora", "dense", "low_rank"."""
 
     @property
     def subset(self) -> str:
@@ -132,6 +133,8 @@ def load_adapter(module: nn.Module, path: str | Path) -> Adapter:
 
 
 def _from_metadata(module: nn.Module, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Adapter:
+    if metadata["kind"] == "low_rank":
+        return LowRank(module, metadata["subset"], pairs(tensors))
     if metadata["kind"] != "lora":
         return make_adapter(module, metadata["kind"], metadata["subset"])
     rank = int(metadata["rank"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adapter_mu.errors import ModelError, RecipeError
 from adapter_mu.params.dense import working_dtype
+from adapter_mu.params.low_rank import factor_names
 from adapter_mu.params.subsets import select
 
 
@@ -43,7 +44,7 @@ class Lora:
         drawn = _peft_factors(module, list(self._base), rank, self.alpha, seed)
         self._theta: dict[str, Tensor] = {}
         for layer, weight in self._base.items():
-            for name in _names(layer):
+            for name in factor_names(layer):
                 factor = drawn[name].to(device=weight.device, dtype=working_dtype(weight))
                 self._theta[name] = factor.detach().requires_grad_(True)
 
@@ -55,7 +56,7 @@ class Lora:
         """Merged weights by module parameter name, in theta's dtype; differentiable in theta."""
         merged = {}
         for layer, weight in self._base.items():
-            down, up = (theta[name] for name in _names(layer))
+            down, up = (theta[name] for name in factor_names(layer))
             # A convolution's B is 1x1, so the composed kernel is a matrix product over flattened kernels.
             delta = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
             merged[f"{layer}.weight"] = weight.detach().to(delta.dtype) + (self.alpha / self.rank) * delta
@@ -74,10 +75,6 @@ class Lora:
     def metadata(self) -> dict[str, str]:
         """What `load_adapter` needs besides the tensors."""
         return {"kind": self.kind, "subset": self.subset, "rank": str(self.rank), "alpha": repr(self.alpha)}
-
-
-def _names(layer: str) -> tuple[str, str]:
-    return f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
 
 
 def _layers(module: nn.Module, subset: str) -> dict[str, nn.Parameter]:
@@ -113,7 +110,7 @@ def _peft_factors(module: nn.Module, layers: list[str], rank: int, alpha: float,
             if isinstance(layer, LoraLayer):
                 pair = layer.lora_A["default"].to_empty(device="cpu"), layer.lora_B["default"].to_empty(device="cpu")
                 layer.reset_lora_parameters("default", True)
-                factors |= dict(zip(_names(name), (part.weight for part in pair), strict=True))
+                factors |= dict(zip(factor_names(name), (part.weight for part in pair), strict=True))
     return factors
 
 

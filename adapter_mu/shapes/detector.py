@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -40,11 +41,11 @@ class ShapesDetector(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def load_shapes_detector() -> ShapesDetector:
-    """The detector shipped with the package, in evaluation mode."""
+def load_shapes_detector(path: Path | None = None) -> ShapesDetector:
+    """The detector in `path`, or else the one shipped with the package; in evaluation mode."""
     detector = ShapesDetector()
-    path = files("adapter_mu.shapes") / "checkpoints" / "detector.safetensors"
-    detector.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(str(path)).items()})
+    stored = load_file(str(path or files("adapter_mu.shapes") / "checkpoints" / "detector.safetensors"))
+    detector.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
     return detector.eval().requires_grad_(False)
 
 

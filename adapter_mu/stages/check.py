@@ -1,0 +1,115 @@
+"""Everything that can be wrong with a recipe is found before work starts; what needs no model, before one is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+
+from adapter_mu.data.prompts import expand
+from adapter_mu.errors import RecipeError
+from adapter_mu.evaluate.detectors import new_detector
+from adapter_mu.meta import SGD, meta_gradient
+from adapter_mu.methods import new_method
+from adapter_mu.models import LoadedModel
+from adapter_mu.params import describe, make_adapter
+from adapter_mu.recipe import Meta, Prompts, Recipe
+from adapter_mu.stages.setting import BASE, BEFORE, load_base
+
+SHARED = ("base", "concept", "data", "evaluate")  # every arm meets the same
+NAME = re.compile(r"\w[\w.-]*")
+
+
+def validate(recipe: Recipe) -> dict[str, str]:
+    """Load the base and check everything, for every arm; what each arm will train, in words.
+
+    Raises:
+        UserError: one sentence about the first thing that is wrong.
+    """
+    check_recipe(recipe)
+    return check_fit(recipe, load_base(recipe))
+
+
+def arms(recipe: Recipe) -> dict[str, Recipe]:
+    """Every arm as a recipe; a recipe without arms is its own only arm."""
+    own = "meta-unlearned" if recipe.meta else "unlearned"
+    return {name: recipe.arm(name) for name in recipe.arms} or {own: recipe}
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """What can be seen without a model; RecipeError in one sentence."""
+    every = arms(recipe)
+    check_names("arm", every, taken=BASE)
+    for spec in (recipe.data.forget, recipe.data.related, recipe.data.unrelated):
+        expand(spec)
+    check_scoring(recipe)
+    for name, arm in every.items():
+        if changed := [part for part in SHARED if getattr(arm, part) != getattr(recipe, part)]:
+            raise RecipeError(f"Arm '{name}' changes `{changed[0]}`, which all arms share; make it its own recipe.")
+        check_scoring(arm)
+        new_method(arm.method.name, arm.method.options)
+        if arm.meta:
+            _check_meta(arm.meta)
+
+
+def check_names(what: str, names: Iterable[str], taken: str | None = None) -> None:
+    """RecipeError for a name that cannot be part of a file's name, or that results.json uses for something else."""
+    for name in names:
+        if not NAME.fullmatch(name) or name == taken:
+            but = f", and not '{taken}'" if taken else ""
+            raise RecipeError(f"'{name}' cannot name this {what}; use letters, digits, '-', '_' and '.'{but}.")
+
+
+def check_scoring(recipe: Recipe) -> None:
+    """The attacks, and the concepts that the detector will be asked about; RecipeError in one sentence."""
+    check_names("attack", recipe.attacks, taken=BEFORE)
+    for name, attack in recipe.attacks.items():
+        expand(attack.data)
+        if not attack.steps or min(attack.steps) < 1:
+            raise RecipeError(f"`attacks.{name}.steps` must list step counts of at least 1; correct it.")
+    judged = [recipe.data.forget, recipe.data.related, recipe.data.unrelated]
+    judged = [*judged, *(attack.data for attack in recipe.attacks.values())] if recipe.data.keep_only_shown else []
+    if recipe.evaluate:
+        judged += [recipe.evaluate.concept, recipe.evaluate.benign]
+        new_detector(recipe.evaluate.detector).check({recipe.concept} | _shown(judged))
+    elif recipe.attacks or judged:
+        raise RecipeError("`attacks` and `data.keep_only_shown` need an `evaluate` part with a detector; add it.")
+
+
+def _shown(specs: Iterable[Prompts]) -> set[str]:
+    return {prompt.shows for spec in specs for prompt in expand(spec)}
+
+
+def _check_meta(meta: Meta) -> None:
+    """Let the mathematics itself refuse an order or a product that it does not have, on one number."""
+    meta_gradient(
+        lambda params, _: params["x"].square().sum(),
+        lambda params: params["x"].sum(),
+        {"x": torch.ones(1)},
+        [],
+        attacker=SGD(lr=1.0),
+        order=meta.order,
+        hvp=meta.hvp,
+    )
+
+
+def check_fit(recipe: Recipe, model: LoadedModel) -> dict[str, str]:
+    """What each arm will train, in words; RecipeError when a subset or the detector does not fit the model."""
+    check_pictures(recipe, model)
+    return {name: _check_subset(arm, model) for name, arm in arms(recipe).items()}
+
+
+def check_pictures(recipe: Recipe, model: LoadedModel) -> None:
+    """Show the detector one blank picture of the model's size, for it to refuse."""
+    if recipe.evaluate:
+        side = model.latent_size * model.pipeline.vae_scale_factor
+        new_detector(recipe.evaluate.detector).found(torch.zeros(1, 3, side, side), [recipe.concept])
+
+
+def _check_subset(recipe: Recipe, model: LoadedModel) -> str:
+    adapter = recipe.adapter
+    trains = describe(model.unet, adapter.subset)
+    if adapter.kind == "lora":  # small, and picky about layers; a dense one takes every subset
+        make_adapter(model.unet, adapter.kind, adapter.subset, rank=adapter.rank, alpha=adapter.alpha)
+    return trains

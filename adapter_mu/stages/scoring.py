@@ -1,0 +1,82 @@
+"""Score a model before and along attacks; what is measured is never measured again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from adapter_mu.attack.finetune import finetune
+from adapter_mu.data.cache import fingerprint, write_text
+from adapter_mu.errors import RecipeError
+from adapter_mu.evaluate.pictures import save_strip
+from adapter_mu.evaluate.scores import score_row
+from adapter_mu.evaluate.statistics import Row
+from adapter_mu.models import LoadedModel
+from adapter_mu.recipe import Attack, Evaluate
+from adapter_mu.stages.setting import BEFORE, Run
+
+
+class Scores:
+    """The rows of one arm, saved as they are measured, so that a resumed run measures only what is missing."""
+
+    def __init__(self, run: Run, arm: str, evaluate: Evaluate) -> None:
+        self.run, self.arm, self.evaluate = run, arm, evaluate
+        self.file = run.arm_folder(arm) / "scores.jsonl"
+        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []
+        self.rows = [Row(**json.loads(line)) for line in lines]
+
+    def belong_to(self, model: LoadedModel) -> None:
+        """Record whose scores these are; RecipeError when they were measured on other weights."""
+        own, record = fingerprint(model.unet), self.file.with_name("scored_model.json")
+        if not record.is_file():
+            write_text(record, json.dumps({"source": model.source, "unet_hash": own}, indent=2))
+        elif json.loads(record.read_text(encoding="utf-8"))["unet_hash"] != own:
+            raise RecipeError(
+                f"{self.run.folder} has scores of another model named '{self.arm}'; choose another name or --out."
+            )
+
+    def has(self, attack: str, step: int, guidance: float | None = None) -> bool:
+        """Whether the cell is measured, at one guidance scale or at all of them."""
+        wanted = set(self.evaluate.guidance) if guidance is None else {guidance}
+        return wanted <= {r.guidance for r in self.rows if (r.attack, r.step) == (attack, step)}
+
+    def measure(self, model: LoadedModel, attack: str, step: int) -> None:
+        """Measure the cell at every guidance scale that is missing and keep a strip of its pictures."""
+        assert self.run.detector is not None
+        for guidance in self.evaluate.guidance:
+            if self.has(attack, step, guidance):
+                continue
+            row, concept, benign = score_row(
+                model, self.evaluate, self.run.detector, arm=self.arm, attack=attack, step=step, guidance=guidance
+            )
+            picture = self.run.folder / "pictures" / f"{self.arm}_{attack}_{step}_{guidance:g}.png"
+            save_strip([concept.pictures, benign.pictures], picture)
+            self.rows.append(row)
+            write_text(self.file, "".join(json.dumps(asdict(r)) + "\n" for r in self.rows))
+
+
+def attack_arm(run: Run, name: str, merged: LoadedModel, evaluate: Evaluate, attacks: dict[str, Attack]) -> list[Row]:
+    """Score the merged model before and along every attack."""
+    scores = Scores(run, name, evaluate)
+    scores.belong_to(merged)
+    run.announce(f"{name}: scores before any attack" + _done(scores.has(BEFORE, 0)))
+    scores.measure(merged, BEFORE, 0)
+    for label, attack in attacks.items():
+        missing = [step for step in attack.steps if not scores.has(label, step)]
+        run.announce(f"{name}: {label} attack ({max(attack.steps)} steps)" + _done(not missing))
+        if missing:
+            _attack(run, scores, merged, label, attack.model_copy(update={"steps": missing}))
+    return scores.rows
+
+
+def _attack(run: Run, scores: Scores, merged: LoadedModel, label: str, attack: Attack) -> None:
+    """Finetune from the start and score at the attack's steps: an attack is too short to be worth a saved state."""
+
+    def at_step(step: int, attacked: LoadedModel) -> None:
+        scores.measure(attacked, label, step)
+
+    finetune(merged, run.drawn(attack.data), attack, run.recipe.seed, at_step)
+
+
+def _done(already: bool) -> str:
+    return ", done before" if already else ""
