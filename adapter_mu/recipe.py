@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,13 +16,14 @@ from adapter_mu.errors import RecipeError
 class Strict(BaseModel):
     """A part of a recipe: unknown keys are refused, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Prompts(Strict):
     """Prompts with optional {placeholders}; `fill` lists the words each may take, used equally often.
 
-    `shows` names the concept a detector should find in the picture and may use the same placeholders.
+    `shows` names the concept a detector should find in the picture and may use the same placeholders; `file` holds
+    one prompt a line and is looked for in the working directory.
     """
 
     prompts: list[str] = []
@@ -106,10 +107,10 @@ class Train(Strict):
 
 
 class Attacker(Strict):
-    """The simulated finetune: M = `steps` updates with learning rate tau = `lr`.
+    """The simulated finetune: M = `steps` updates with learning rate tau = `lr`; none (tau = 0) is plain ascent.
 
     `required_drop` halves tau until one step really lowers the attacker's own loss by that share.
-    `space` is where it moves: every UNet weight, the adapter's subset, or the adapter itself.
+    `space` is where it moves: every UNet weight, the weights the adapter touches, or the adapter itself.
     """
 
     rule: Literal["sgd", "momentum", "adamw"] = "sgd"
@@ -118,6 +119,12 @@ class Attacker(Strict):
     space: Literal["full", "subset", "adapter"] = "adapter"
     empty_captions: float = Field(0.0, ge=0, le=1)
     required_drop: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _drop_is_of_gradient_steps(self) -> Attacker:
+        if self.required_drop and self.rule == "adamw":
+            raise ValueError("required_drop tries gradient steps, which AdamW does not take; set it to 0 or use sgd")
+        return self
 
 
 class Meta(Strict):
@@ -178,11 +185,12 @@ class Recipe(Strict):
     attacks: dict[str, Attack] = {}
     evaluate: Evaluate | None = None
     arms: dict[str, dict[str, Any]] = {}
+    workers: int = Field(1, gt=0)  # arms at once, each in a process with its share of the cores
 
-    @field_validator("arms", mode="before")
+    @field_validator("arms", "attacks", mode="before")
     @classmethod
-    def _none_means_no_arms(cls, value: Any) -> Any:
-        """`arms: null` drops the arms of the recipe this one extends."""
+    def _none_means_none(cls, value: Any) -> Any:
+        """`arms: null` or `attacks: null` drops those of the recipe this one extends."""
         return {} if value is None else value
 
     def arm(self, name: str) -> Recipe:
@@ -212,19 +220,17 @@ def recipe_names() -> list[str]:
     return sorted(name for name in found if not name.startswith("attacks/"))
 
 
-def recipe_path(name_or_path: str) -> Path:
-    """The file of a shipped recipe ("shapes/demo") or of a path; RecipeError when there is none."""
-    for path in (Path(name_or_path), recipe_folder() / f"{name_or_path}.yaml"):
+def recipe_path(name_or_path: str, folder: Path = Path()) -> Path:
+    """The file of a path (relative to `folder`) or of a shipped recipe ("shapes/demo"); RecipeError for neither."""
+    for path in (folder / name_or_path, recipe_folder() / f"{name_or_path}.yaml"):
         if path.is_file():
             return path
-    raise RecipeError(
-        f"There is no recipe '{name_or_path}'; give a path to a YAML file or a name from `adapter-mu ls`."
-    )
+    raise RecipeError(f"There is no recipe '{name_or_path}'; give a YAML file or a name from `adapter-mu ls`.")
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path in seen:
-        raise RecipeError(f"Recipe {path} extends itself; remove one `extends`.")
+    if path.resolve() in seen:
+        raise RecipeError(f"Recipe {path} extends itself, directly or through others; remove one `extends`.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -232,7 +238,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RecipeError(f"Recipe {path} must be a mapping of keys to values.")
     parent = content.pop("extends", None)
-    return content if parent is None else merged(_read(recipe_path(str(parent)), (*seen, path)), content)
+    below = _read(recipe_path(str(parent), path.parent), (*seen, path.resolve())) if parent else {}
+    return merged(below, content)
 
 
 def _override(content: dict[str, Any], text: str) -> dict[str, Any]:
@@ -250,19 +257,27 @@ def _override(content: dict[str, Any], text: str) -> dict[str, Any]:
 
 def _sentence(error: ValidationError, where: str) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "recipe"
+    parts = [str(part) for part in first["loc"] if "[" not in str(part)]  # pydantic's marks, such as literal[...]
+    place, value = ".".join(parts) or "recipe", first["input"]
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else "; remove it."
-        return f"{where}: unknown key '{place}'{hint}"
+        close = difflib.get_close_matches(parts[-1], _keys_of(parts[:-1]), n=1)
+        return f"{where}: unknown key '{place}'; " + (f"did you mean '{close[0]}'?" if close else "remove it.")
     if first["type"] == "missing":
         return f"{where}: '{place}' is missing; add it."
-    return f"{where}: '{place}': {first['msg'].removeprefix('Value error, ')} (it is {first['input']!r:.80})."
+    wants_mapping = first["type"] in ("model_type", "dict_type")
+    said = "it must be a mapping of keys to values" if wants_mapping else first["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(value, Mapping | BaseModel) else f" (it is {value!r:.80})"
+    return f"{where}: '{place}': {said}{found}."
 
 
-def _known_keys() -> set[str]:
-    parts = [Recipe, Prompts, Sampler, Base, Data, Adapter, Train, Attacker, Meta, Attack, Evaluate]
-    return {key for part in parts for key in part.model_fields}
+def _keys_of(place: Sequence[str]) -> list[str]:
+    """What may stand in the part of a recipe at `place`."""
+    part: type[BaseModel] = Recipe
+    for key in place:
+        if key in part.model_fields:  # else an attack's name, which leads no deeper
+            kind = part.model_fields[key].annotation
+            part = next(k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel))
+    return list(part.model_fields)
 
 
 def parse(content: Mapping[str, Any], where: str) -> Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,14 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adapter_mu.data.cache import fingerprint, write_text
+from adapter_mu.data.cache import write_text
 from adapter_mu.data.sampling import decode, sample_latents
 from adapter_mu.errors import ModelError, RecipeError
 from adapter_mu.evaluate.statistics import Row
-from adapter_mu.export.merge import merge, refuse_existing, save_folder
-from adapter_mu.models import LoadedModel, load_model
-from adapter_mu.params import load_adapter
-from adapter_mu.params.files import read_metadata
+from adapter_mu.models import load_model
 from adapter_mu.recipe import Attack, Evaluate, Recipe
 from adapter_mu.report import headline_table, load_results, load_rows, render_text
 from adapter_mu.report.page import build_report
@@ -26,6 +22,7 @@ from adapter_mu.stages import (
     BEFORE,
     DTYPES,
     Run,
+    Scores,
     arms,
     attack_arm,
     check_fit,
@@ -40,6 +37,8 @@ from adapter_mu.stages import (
     open_run,
     pick_device,
     say,
+    share_of_threads,
+    side_by_side,
     train_arm,
 )
 
@@ -57,25 +56,40 @@ def everything(recipe: Recipe, folder: Path) -> str:
         model = load_base(recipe)
         check_fit(recipe, model)
         claim(recipe, folder)
-        _work(open_run(recipe, folder, model))
+        with share_of_threads(recipe.workers):
+            _work(open_run(recipe, folder, model))
     said = table(folder) if recipe.evaluate else "nothing was scored: the recipe has no `evaluate` part"
     return "\n".join([said, *(f"{arm}: {folder / 'arms' / arm}/adapter.safetensors, merged/" for arm in arms(recipe))])
 
 
 def _work(run: Run) -> None:
     """The stages in order; those that are done are passed over."""
-    recipe, every = run.recipe, arms(run.recipe)
-    evaluate = recipe.evaluate
-    scored = sum(1 + len(arm.attacks) for arm in every.values()) + 2 if evaluate else 0
-    run.announce = numbered(1 + len(every) + scored)
+    recipe, every, evaluate = run.recipe, arms(run.recipe), run.recipe.evaluate
+    parallel = recipe.workers > 1 and len(every) > 1
+    per_arm = [1 + (1 + len(arm.attacks) if evaluate else 0) for arm in every.values()]
+    run.announce = numbered(1 + (2 if evaluate else 0) + (1 if parallel else sum(per_arm)))
     run.draw_sets()
-    rows = attack_arm(run, BASE, run.model, evaluate, {}) if evaluate else []
-    for name, arm in every.items():
-        merged = train_arm(run, name, arm)
-        if evaluate:
-            rows += attack_arm(run, name, merged, evaluate, arm.attacks)
     if evaluate:
-        _report(run, evaluate, rows)
+        attack_arm(run, BASE, run.model, evaluate, {})
+    if parallel:
+        run.announce(f"{len(every)} arms, {min(recipe.workers, len(every))} at a time")
+        side_by_side(_work_on_arm, recipe, run.folder)
+    else:
+        for name, arm in every.items():
+            _train_and_score(run, name, arm)
+    if evaluate:
+        _report(run, evaluate, [row for name in (BASE, *every) for row in Scores(run, name, evaluate).rows])
+
+
+def _train_and_score(run: Run, name: str, arm: Recipe) -> None:
+    merged = train_arm(run, name, arm)
+    if run.recipe.evaluate:
+        attack_arm(run, name, merged, run.recipe.evaluate, arm.attacks)
+
+
+def _work_on_arm(recipe: Recipe, folder: Path, name: str) -> None:
+    """One arm in a process of its own."""
+    _train_and_score(open_run(recipe, folder), name, arms(recipe)[name])
 
 
 def _finished(recipe: Recipe, folder: Path) -> bool:
@@ -148,32 +162,6 @@ def table(folder: Path) -> str:
     """The table of a run's folder and where its report lies; UserError when it has no results."""
     results = load_results(folder)
     return f"{render_text(headline_table(results.rows), results.concept)}\n\nreport: {folder / 'report.html'}"
-
-
-def merge_adapter(adapter: Path, base: str, config: str | None, out: Path, dtype: str, *, force: bool = False) -> Path:
-    """Merge a saved adapter into its base in fp32, cast once, write a diffusers folder.
-
-    Raises:
-        UserError: damaged adapter, `out` exists, or (unless `force`) a base with other weights than the adapter's.
-    """
-    refuse_existing(out)
-    facts = read_metadata(adapter)
-    model = load_model(base, config=config)
-    trained_on = facts.get("base_hash")
-    if not force and trained_on not in (None, _hash_as(model, facts.get("base_dtype", "fp32"))):
-        raise ModelError(
-            f"{adapter} was trained on other weights than those of '{base}' (on {facts.get('base', 'another model')});"
-            " give that --base, or --force to merge all the same."
-        )
-    merged = merge(model, load_adapter(model.unet, adapter))
-    merged.pipeline.to(DTYPES[dtype])
-    return save_folder(merged, out)
-
-
-def _hash_as(model: LoadedModel, dtype: str) -> str:
-    """The hash of the model's UNet as a run in `dtype` sees it."""
-    wanted = DTYPES.get(dtype, model.dtype)
-    return fingerprint(model.unet if model.dtype == wanted else copy.deepcopy(model.unet).to(wanted))
 
 
 def draw(source: str, config: str | None, prompts: list[str], seed: int, steps: int, guidance: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,6 @@ from adapter_mu.data.sets import Batch, LatentSet
 from adapter_mu.meta import (
     SGD,
     AdamW,
-    Attacker,
     MetaWeights,
     Momentum,
     attacked_terms,
@@ -24,10 +24,12 @@ from adapter_mu.meta import (
 )
 from adapter_mu.models import Conditioning, LoadedModel, add_noise, diffusion_loss, predict_noise, row_losses
 from adapter_mu.params import Adapter, pull_back
+from adapter_mu.params.dense import working_dtype
 from adapter_mu.recipe import Meta
 
-RULES: dict[str, type[SGD] | type[Momentum] | type[AdamW]] = {"sgd": SGD, "momentum": Momentum, "adamw": AdamW}
-Tensors = dict[str, Tensor]
+Tensors: TypeAlias = dict[str, Tensor]
+Rule: TypeAlias = SGD | Momentum | AdamW
+RULES: dict[str, type[Rule]] = {"sgd": SGD, "momentum": Momentum, "adamw": AdamW}
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Sets:
     unrelated: LatentSet
 
     def retain_batches(self, size: int, seed: int, step: int, empty_share: float = 0.0) -> dict[str, Batch]:
-        """A batch of each benign set, together `size` rows (at least one each)."""
+        """A batch of each benign set, each of half `size` rows (rounded down, at least one)."""
         half = max(1, size // 2)
         return {
             name: part.batch(half, seed, step, name, empty_share)
@@ -75,19 +77,13 @@ class MetaObjective:
         self.model, self.adapter, self.sets, self.meta = model, adapter, sets, meta
         self.batch_size, self.seed = batch_size, seed
         self.weights = MetaWeights(**{field.name: getattr(meta, field.name) for field in fields(MetaWeights)})
-        self.attacker: Attacker = RULES[meta.attacker.rule](lr=meta.attacker.lr)
+        self.attacker = RULES[meta.attacker.rule](lr=meta.attacker.lr)
 
     def gradient(self, step: int) -> tuple[Tensors, dict[str, float]]:
         """The meta gradient for the adapter's tensors (not yet weighted) and every term by name."""
         theta = self.adapter.parameters()
-        simulated, batches = self.meta.attacker, self._attacker_batches(step)
-        start = self._start(theta)
-        attacker = self.attacker
-        if batches and simulated.required_drop:
-            lr = backtracked_lr(
-                self._inner_loss, start, batches[0], simulated.lr, required_drop=simulated.required_drop
-            )
-            attacker = replace(self.attacker, lr=lr)  # type: ignore[type-var]
+        start, batches = self._start(theta), self._attacker_batches(step)
+        attacker = self._attacker_at(start, batches)
         retain = self.sets.retain_batches(self.batch_size, self.seed, step)
         log: dict[str, float] = {"tau": attacker.lr}
         result = meta_gradient(
@@ -113,7 +109,16 @@ class MetaObjective:
             touched = self.adapter.materialize(theta)
         if self.meta.attacker.space == "subset":
             return touched
-        return {name: p.detach().float() for name, p in self.model.unet.named_parameters()} | touched
+        own = self.model.unet.named_parameters()
+        return {name: tensor.detach().to(working_dtype(tensor)) for name, tensor in own} | touched
+
+    def _attacker_at(self, start: Tensors, batches: list[Batch]) -> Rule:
+        """The attacker with a tau at which its loss really falls, where the recipe asks for that."""
+        drop = self.meta.attacker.required_drop
+        if not (batches and drop):
+            return self.attacker
+        lr = backtracked_lr(self._inner_loss, start, batches[0], self.attacker.lr, required_drop=drop)
+        return replace(self.attacker, lr=lr)
 
     def _weights(self, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return self.adapter.materialize(params) if self.meta.attacker.space == "adapter" else params
@@ -157,10 +162,11 @@ class MetaObjective:
 
     def _current_gradient(self, theta: Tensors, retain: dict[str, Batch], log: dict[str, float]) -> Tensors:
         """The derivative of eq. 3's + zeta L_DM(theta; retain), which does not pass through the attacker."""
-        if not (self.weights.related or self.weights.unrelated):
+        counted = [name for name, weight in self.weights.restored.items() if weight]
+        if not counted:
             return {}
         weights = self.adapter.materialize(theta)
-        terms = current_terms({name: batch_loss(self.model, weights, b) for name, b in retain.items()}, self.weights)
+        terms = current_terms({n: batch_loss(self.model, weights, retain[n]) for n in counted}, self.weights)
         log |= {name: float(term.detach()) for name, term in terms.items()}
         gradients = torch.autograd.grad(total(terms), list(theta.values()), allow_unused=True)
         return {name: g for name, g in zip(theta, gradients, strict=True) if g is not None}

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
-from torch import Tensor
-from tqdm import trange
 
+from adapter_mu.data.cache import write_text
+from adapter_mu.errors import UserError
 from adapter_mu.methods import GradientMethod
 from adapter_mu.models import LoadedModel
 from adapter_mu.params import Adapter
 from adapter_mu.params.files import read_tensors, write_tensors
+from adapter_mu.progress import progress
 from adapter_mu.recipe import Recipe
 from adapter_mu.simulate import MetaObjective, Sets, Tensors, batch_loss
 
 OnStep = Callable[[int, dict[str, float]], None]
 
 
-def norm(tensors: Iterable[Tensor]) -> float:
-    """The Euclidean norm over all tensors."""
-    return float(torch.stack([t.detach().float().norm() for t in tensors]).norm())
-
-
 class Trainer:
-    """Trains one adapter by one recipe; `state_file` holds what a resumed run needs, `log_file` every step's terms."""
+    """Trains one adapter by one recipe.
+
+    `state_file` holds what a resumed run needs to end in the same bytes, `log_file` every step's terms by name, one
+    JSON object a line.
+    """
 
     def __init__(
         self,
@@ -50,11 +52,15 @@ class Trainer:
         self.state_file, self.log_file = state_file, log_file
 
     def run(self, on_step: OnStep | None = None) -> None:
-        """All remaining steps; Ctrl-C or a kill loses at most `save_every` of them."""
+        """All remaining steps; Ctrl-C or a kill loses at most `save_every` of them.
+
+        Raises:
+            UserError: a gradient is not finite; the state of the last good step is kept.
+        """
         steps, done = self.recipe.train.steps, self._resume()
-        bar = trange(done, steps, initial=done, total=steps, desc="training", disable=None)
-        log = self._open_log(done)
-        with log.open("a", encoding="utf-8") as lines:
+        bar = progress(range(done, steps), "training", initial=done, total=steps)
+        self._cut_log(done)
+        with self.log_file.open("a", encoding="utf-8") as lines:
             for step in bar:
                 terms = self.step(step)
                 lines.write(json.dumps({"step": step} | terms) + "\n")
@@ -68,20 +74,33 @@ class Trainer:
                     self._save(step + 1)
 
     def step(self, step: int) -> dict[str, float]:
-        """One outer step; returns every term of the objective by name."""
+        """One outer step; returns every term of the objective by name. UserError if the gradient is not finite."""
         gradient, terms = self._unlearning(step)
-        if self.meta and self.recipe.meta:
+        if self.meta:
             ascent, log = self.meta.gradient(step)
-            size = norm(ascent.values())
-            scale = self.recipe.meta.weight * min(1.0, self.recipe.meta.max_grad_norm / (size + 1e-12))
+            size = float(torch.nn.utils.get_total_norm(ascent.values()))
+            scale = self.meta.meta.weight * min(1.0, self.meta.meta.max_grad_norm / (size + 1e-12))
             gradient = {name: g + scale * ascent[name] for name, g in gradient.items()}
             terms |= log | {"meta_gradient_norm": size}
         for name, tensor in self.theta.items():
             tensor.grad = gradient[name].to(tensor.dtype)
-        clipped = torch.nn.utils.clip_grad_norm_(self.theta.values(), self.recipe.train.max_grad_norm)
+        terms["gradient_norm"] = float(
+            torch.nn.utils.clip_grad_norm_(self.theta.values(), self.recipe.train.max_grad_norm)
+        )
+        if not math.isfinite(terms["gradient_norm"]):
+            self._stop(step, terms)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return terms | {"gradient_norm": float(clipped)}
+        return terms
+
+    def _stop(self, step: int, terms: dict[str, float]) -> NoReturn:
+        if step:
+            self._save(step)
+        wrong = [name for name, value in terms.items() if not math.isfinite(value)]
+        raise UserError(
+            f"Training stopped before step {step}, where {', '.join(wrong)} would be infinite or not a number"
+            " (all that went before is kept); lower train.lr or meta.weight, or set meta.bound."
+        )
 
     def _unlearning(self, step: int) -> tuple[Tensors, dict[str, float]]:
         """gamma_1 times the gradient of the unlearning loss plus the weighted retain losses."""
@@ -115,17 +134,11 @@ class Trainer:
         for name, tensor in self.theta.items():
             with torch.no_grad():
                 tensor.copy_(saved[f"theta.{name}"])
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.optimizer.state[tensor] = {key: saved[f"adam.{key}.{name}"] for key in keys}
+            moments = {key: saved[f"adam.{key}.{name}"].to(tensor) for key in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[tensor] = {"step": saved[f"adam.step.{name}"]} | moments
         return int(saved["step"])
 
-    def _open_log(self, done: int) -> Path:
-        """The log with the lines of the first `done` steps: those of lost steps are written again."""
-        kept = (
-            self.log_file.read_text(encoding="utf-8").splitlines(keepends=True)[:done]
-            if self.log_file.is_file()
-            else []
-        )
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        self.log_file.write_text("".join(kept), encoding="utf-8")
-        return self.log_file
+    def _cut_log(self, done: int) -> None:
+        """Keep the lines of the first `done` steps: those of lost steps are written again."""
+        lines = self.log_file.read_text(encoding="utf-8").splitlines(keepends=True) if self.log_file.is_file() else []
+        write_text(self.log_file, "".join(lines[:done]))

@@ -21,6 +21,7 @@ PACKAGE = ROOT / "adapter_mu"
 ROOMS = (
     "cli",
     "run",
+    "ship",
     "stages",
     "build_shapes",
     "report",
@@ -37,6 +38,7 @@ ROOMS = (
     "shapes",
     "plan",
     "recipe",
+    "progress",
     "errors",
 )
 HEAVY = ("torch", "diffusers", "transformers", "peft", "matplotlib", "pydantic")

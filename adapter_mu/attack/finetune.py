@@ -6,10 +6,10 @@ import copy
 from collections.abc import Callable
 
 import torch
-from tqdm import trange
 
 from adapter_mu.data.sets import LatentSet
 from adapter_mu.models import LoadedModel, diffusion_loss, prepare_for_first_order, with_unet
+from adapter_mu.progress import progress
 from adapter_mu.recipe import Attack
 
 AtStep = Callable[[int, LoadedModel], None]
@@ -24,7 +24,7 @@ def finetune(model: LoadedModel, data: LatentSet, attack: Attack, seed: int, at_
     attacked = with_unet(model, unet)
     prepare_for_first_order(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), attack.lr, weight_decay=attack.weight_decay)
-    bar = trange(1, max(attack.steps) + 1, desc="attacking", disable=None, leave=False)
+    bar = progress(range(1, max(attack.steps) + 1), "attacking", leave=False)
     for step in bar:
         unet.train()
         batch = data.batch(attack.batch_size, seed, step, "attack", attack.empty_captions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -17,7 +18,7 @@ from adapter_mu.shapes.detector import ShapesDetector, load_shapes_detector
 
 
 def build_all(out: Path, seed: int, unet_steps: int) -> None:
-    """Write `detector.safetensors`, `shapes-sd/` and `shapes-sdxl/` (fp16) into `out`; about 45 minutes on one core.
+    """Write `detector.safetensors`, `shapes-sd/` and `shapes-sdxl/` into `out`; about 45 minutes on one core.
 
     One thread and flushed denormals, so that the same seed gives the same files on the same machine.
     """
@@ -30,8 +31,21 @@ def build_all(out: Path, seed: int, unet_steps: int) -> None:
         pipeline = new_pipeline(kind, vae, seed)
         unet = train_unet(LoadedModel(kind, pipeline, f"shapes-{kind}", ""), seed, steps=unet_steps)
         pipeline.register_modules(unet=unet)
-        pipeline.to(torch.float16).save_pretrained(out / f"shapes-{kind}")
+        save_pipeline(pipeline, out / f"shapes-{kind}")
         vae.float()
+
+
+def save_pipeline(pipeline: Any, folder: Path) -> None:
+    """UNet and VAE in fp16, text encoders in fp32.
+
+    Stock diffusers reads its own parts as fp32 whatever the file says, but transformers keeps the file's type: in
+    fp16 the two would not fit together.
+    """
+    pipeline.to(torch.float16)
+    for name, part in pipeline.components.items():
+        if name.startswith("text_encoder"):
+            part.float()
+    pipeline.save_pretrained(folder)
 
 
 def save_detector(detector: ShapesDetector, path: Path) -> None:

@@ -36,6 +36,28 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="a diffusers folder with the architecture of a single file")
 
 
+def add_adapter_base(parser: argparse.ArgumentParser) -> None:
+    """The base that an adapter belongs to."""
+    parser.add_argument("--base", required=True, help="the model it belongs to")
+    add_config(parser)
+
+
+def add_adapter_form(parser: argparse.ArgumentParser) -> None:
+    """An adapter file for other tools."""
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write; it must not exist")
+    parser.add_argument(
+        "--format",
+        choices=("peft", "kohya"),
+        default="kohya",
+        help="kohya (default): ComfyUI, A1111, sd-scripts, diffusers; peft: diffusers with its metadata",
+    )
+
+
+def add_dtype(parser: argparse.ArgumentParser, default: str | None, what: str) -> None:
+    """Precision of what is written."""
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default=default, help=what)
+
+
 def add_scoring(parser: argparse.ArgumentParser, used: str) -> None:
     """A model, the recipe whose parts are `used` on it, and where the results go."""
     add_model(parser)

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from adapter_mu import __version__
-from adapter_mu.cli import attack, cp, evaluate, ls, merge, report, run, sample, validate
+from adapter_mu.cli import attack, cp, evaluate, export, extract, ls, merge, push, report, run, sample, validate, verify
 from adapter_mu.errors import UserError
 
-VERBS = (ls, cp, validate, run, sample, attack, evaluate, merge, report)
+VERBS = (ls, cp, validate, run, sample, attack, evaluate, merge, verify, export, extract, push, report)
 MISTAKE, INTERRUPTED = 2, 130
 
 
@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 when it worked, 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
     args = parse(arguments)
-    for library in ("TRANSFORMERS", "DIFFUSERS"):
+    for library in ("TRANSFORMERS", "DIFFUSERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         args.run(args)

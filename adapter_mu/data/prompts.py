@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -21,11 +22,15 @@ class Prompt:
 
 
 def placeholders(template: str) -> set[str]:
-    """The names in {braces}; RecipeError when the braces do not match."""
+    """The names in {braces}; RecipeError when the braces do not match or hold more than a name."""
     try:
-        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
         raise RecipeError(f"Prompt '{template}' has unmatched braces ({error}); double a brace to keep it.") from None
+    for name, form, conversion in fields:
+        if form or conversion or not str(name).isidentifier():
+            raise RecipeError(f"Prompt '{template}' has braces around more than a name; double a brace to keep it.")
+    return {str(name) for name, _, _ in fields}
 
 
 def read_templates(spec: Prompts) -> list[str]:
@@ -34,8 +39,7 @@ def read_templates(spec: Prompts) -> list[str]:
     if spec.file is not None:
         if not spec.file.is_file():
             raise RecipeError(f"Prompt file {spec.file} does not exist; correct the path in the recipe.")
-        lines = (line.strip() for line in spec.file.read_text(encoding="utf-8").splitlines())
-        templates += [line for line in lines if line and not line.startswith("#")]
+        templates += _lines(spec.file)
     if not templates:
         raise RecipeError(f"Prompt file {spec.file} is empty; write one prompt a line.")
     missing = {n for t in [*templates, spec.shows] for n in placeholders(t)} - spec.fill.keys()
@@ -45,6 +49,14 @@ def read_templates(spec: Prompts) -> list[str]:
     if empty:
         raise RecipeError(f"`fill.{empty[0]}` is an empty list; give at least one word.")
     return templates
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise RecipeError(f"Prompt file {file} is not UTF-8 text; save it as plain text.") from None
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _evenly(words: list[str], count: int, generator: torch.Generator) -> list[str]:

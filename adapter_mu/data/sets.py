@@ -30,10 +30,6 @@ class Batch:
     timesteps: Tensor
     condition: Conditioning
 
-    def with_condition(self, condition: Conditioning) -> Batch:
-        """The same pictures, noise and timesteps under other captions."""
-        return Batch(self.latents, self.noise, self.timesteps, condition)
-
 
 @dataclass(frozen=True)
 class LatentSet:
@@ -77,7 +73,11 @@ def _generate(
         if not wanted:
             break
     if len(wanted) > len(prompts) // 2:
-        raise RecipeError(f"The base does not show '{prompts[wanted[0]].shows}' for its prompts; correct the recipe.")
+        missed = prompts[wanted[0]]
+        raise RecipeError(
+            f"The base's pictures of most prompts miss what they should show, such as '{missed.shows}' for "
+            f"'{missed.text}'; correct `prompts` and `shows`, or set data.keep_only_shown to false."
+        )
     rows = sorted(latents)
     return {"latents": torch.stack([latents[i] for i in rows]), "prompt": torch.tensor(rows)}
 

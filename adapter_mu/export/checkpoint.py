@@ -126,7 +126,7 @@ def weight_files(part: Path, variant: str | None) -> list[Path]:
         refuse_pickle(file)
     found = ", ".join(sorted(groups)) or "none"
     raise ModelError(
-        f"'{part}' has no .safetensors weights to choose (variants found: {found}); name one with --variant."
+        f"'{part}' has no single set of .safetensors weights (variants: {found}); name one with --variant."
     )
 
 
@@ -149,9 +149,7 @@ def empty_model(folder: Path, component: str) -> Any:
             kind = transformers.CLIPTextModelWithProjection if component[-1] == "2" else transformers.CLIPTextModel
             return kind(transformers.CLIPTextConfig.from_pretrained(folder / component))
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"the configuration '{folder / component}' cannot be read ({error}); fetch it again."
-        ) from error
+        raise ModelError(f"'{folder / component}' has no readable configuration ({error}); fetch it again.") from error
 
 
 def _complete(path: Path, component: str, found: Mapping[str, Lazy], expected: Mapping[str, tuple[int, ...]]) -> None:

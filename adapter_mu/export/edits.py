@@ -17,10 +17,12 @@ from adapter_mu.export.kohya import read_kohya
 from adapter_mu.export.layers import Delta, Edit, Factors
 from adapter_mu.export.peft_format import PEFT_METADATA
 from adapter_mu.export.single_file import canonical
-from adapter_mu.params.files import read_tensors
+from adapter_mu.export.streaming import StoredFile
+from adapter_mu.params.files import check_payload, read_metadata
 from adapter_mu.params.low_rank import pairs
 
 _FORMAT_KEY = "adapter_mu_format"
+TRAINED_IN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Edits:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def base_dtype(self) -> torch.dtype | None:
+        """What the base was cast to when the adapter was trained on it; None where nothing is said."""
+        return TRAINED_IN.get(self.metadata.get("base_dtype", ""))
+
+    @property
     def count(self) -> int:
         """Number of edited tensors."""
         return sum(len(edits) for edits in self.components.values())
@@ -46,8 +53,13 @@ def read_edits(path: Path, base: Checkpoint) -> Edits:
     Raises:
         ModelError: missing, a pickle, truncated, damaged, of another format, or made for another architecture.
     """
-    tensors, metadata = read_tensors(path)
+    metadata = read_metadata(path)
+    check_payload(path, metadata)
+    stored = StoredFile(path).tensors()
     try:
+        if metadata.get("kind") == "dense" and _FORMAT_KEY in metadata:
+            return _fitting(path, base, "dense", {"unet": {k: Delta(lazy) for k, lazy in stored.items()}}, metadata)
+        tensors = {name: lazy.make() for name, lazy in stored.items()}
         if _FORMAT_KEY in metadata:
             kind, components = _own(tensors, metadata)
         elif any(name.startswith("lora_") for name in tensors):
@@ -59,14 +71,11 @@ def read_edits(path: Path, base: Checkpoint) -> Edits:
             f"{path} is no adapter that is understood ({error}): give an adapter of adapter_mu, or a LoRA in the"
             " format of diffusers or kohya."
         ) from error
-    _check_fit(path, components, base)
-    return Edits(path.stem, kind, components, metadata)
+    return _fitting(path, base, kind, components, metadata)
 
 
 def _own(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, dict[str, dict[str, Edit]]]:
     kind = metadata["kind"]
-    if kind == "dense":
-        return kind, {"unet": {name: Delta(tensor.float()) for name, tensor in tensors.items()}}
     alpha = float(metadata["alpha"]) if kind == "lora" else None
     found = pairs(tensors)
     return kind, {"unet": {f"{layer}.weight": _factors(*pair, alpha) for layer, pair in found.items()}}
@@ -94,7 +103,10 @@ def _factors(down: Tensor, up: Tensor, alpha: float | None, *, rslora: bool = Fa
     return Factors(down.float(), up.float(), scale)
 
 
-def _check_fit(path: Path, components: Mapping[str, Mapping[str, Edit]], base: Checkpoint) -> None:
+def _fitting(
+    path: Path, base: Checkpoint, kind: str, components: Mapping[str, Mapping[str, Edit]], metadata: dict[str, str]
+) -> Edits:
+    """The edits, if the base has all their weights in their shapes; ModelError otherwise."""
     for component, edits in components.items():
         for name, edit in edits.items():
             weight = base.components.get(component, {}).get(name)
@@ -105,5 +117,4 @@ def _check_fit(path: Path, components: Mapping[str, Mapping[str, Edit]], base: C
                     f"{path} edits {component} {name!r} as {edit.shape}, but in {base.name} it is {weight.shape}:"
                     " wrong --base?"
                 )
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in edit.tensors):
-                raise ModelError(f"{path} holds values for {component} {name!r} that are not finite: train it again.")
+    return Edits(path.stem, kind, components, metadata)

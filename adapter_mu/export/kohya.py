@@ -58,7 +58,7 @@ def kohya_tensors(components: Mapping[str, Mapping[str, Edit]], base: Checkpoint
         for parameter, edit in edits.items():
             name = names[_layer(parameter)]
             if isinstance(edit, Delta):
-                tensors[f"{name}.{_DIFFS[parameter.rpartition('.')[2]]}"] = edit.tensor
+                tensors[f"{name}.{_DIFFS[parameter.rpartition('.')[2]]}"] = edit.delta()
                 continue
             padded = pad(edit, rank)
             tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = padded.down, padded.up
@@ -94,7 +94,7 @@ def read_kohya(tensors: Mapping[str, Tensor], base: Checkpoint) -> tuple[str, di
             alpha = float(tensors.get(f"{layer}.alpha", torch.tensor(rank)))
             edits[f"{path}.weight"] = Factors(tensor.float(), up, alpha / rank)
         elif rest in _DIFFS.values():
-            edits[f"{path}.{'weight' if rest == 'diff' else 'bias'}"] = Delta(tensor.float())
+            edits[f"{path}.{'weight' if rest == 'diff' else 'bias'}"] = Delta.of(tensor)
         elif rest not in ("lora_up.weight", "alpha"):
             raise ValueError(f"{name!r} belongs to no LoRA of Linear and Conv2d layers")
     dense = any(isinstance(edit, Delta) for edits in components.values() for edit in edits.values())
@@ -103,7 +103,7 @@ def read_kohya(tensors: Mapping[str, Tensor], base: Checkpoint) -> tuple[str, di
 
 def _places(base: Checkpoint) -> dict[str, tuple[str, str]]:
     """Component and layer of every name that a kohya file may use."""
-    places = {}
+    places: dict[str, tuple[str, str]] = {}
     for component in (part for part in base.components if part in _PREFIXES[base.kind]):
         for original in (False, True):
             names = kohya_names(base.kind, component, base.components[component], original=original)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from adapter_mu.export.streaming import Lazy
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,6 @@ class Factors:
         fits = self.up.flatten(1).shape[1] == self.rank
         return (int(self.up.shape[0]), *self.down.shape[1:]) if fits else (0,)
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All numbers of the edit."""
-        return (self.down, self.up)
-
     def delta(self) -> Tensor:
         """What is added to the weight. A 1x1 up-convolution makes the composed kernel a matrix product."""
         return self.scale * (self.up.flatten(1) @ self.down.flatten(1)).reshape(self.shape)
@@ -40,23 +38,23 @@ class Factors:
 
 @dataclass(frozen=True)
 class Delta:
-    """A dense difference of any parameter; fp32."""
+    """A dense difference of any parameter, read when it is called for: all of them can be as large as the base."""
 
-    tensor: Tensor
+    source: Lazy
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Delta:
+        """Of a tensor in memory."""
+        return cls(Lazy(tensor.dtype, tuple(tensor.shape), lambda: tensor))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the parameter."""
-        return tuple(self.tensor.shape)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All numbers of the edit."""
-        return (self.tensor,)
+        return self.source.shape
 
     def delta(self) -> Tensor:
-        """What is added to the parameter."""
-        return self.tensor
+        """What is added to the parameter, fp32."""
+        return self.source.make().to(torch.float32)
 
 
 Edit = Factors | Delta

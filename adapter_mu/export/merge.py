@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
-from adapter_mu.errors import UserError
+from adapter_mu.export.staging import staged
 from adapter_mu.models import LoadedModel, with_unet
 from adapter_mu.params import Adapter
 
@@ -24,31 +22,25 @@ def merge(model: LoadedModel, adapter: Adapter) -> LoadedModel:
     return with_unet(model, unet)
 
 
-def refuse_existing(out: Path) -> None:
-    """UserError when `out` exists: nothing is ever overwritten."""
-    if out.exists():
-        raise UserError(f"{out} exists already; choose another output or delete it.")
-
-
 def save_folder(model: LoadedModel, out: Path) -> Path:
-    """Write a diffusers folder (safetensors) beside `out` and rename it once; UserError when `out` exists."""
-    refuse_existing(out)
-    staged = out.with_name(f".{out.name}.part")
-    shutil.rmtree(staged, ignore_errors=True)  # of a run that was killed while it wrote
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        model.pipeline.save_pretrained(staged, safe_serialization=True)
-        _forget_paths(staged)
-        staged.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"Writing {out} failed ({error}); free some space or choose another output.") from None
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    """Write a diffusers folder (safetensors), whole or not at all; UserError when `out` exists or writing fails."""
+    with staged(out) as part:
+        _forget_last_call(model)
+        model.pipeline.save_pretrained(part, safe_serialization=True)
+        _forget_paths(part)
     return out
 
 
+def _forget_last_call(model: LoadedModel) -> None:
+    """A tokenizer saves the padding of its last call; without it the same merge makes the same bytes."""
+    for part in model.pipeline.components.values():
+        if backend := getattr(part, "backend_tokenizer", None):
+            backend.no_truncation()
+            backend.no_padding()
+
+
 def _forget_paths(folder: Path) -> None:
-    """Drop where the base lay on this machine: nobody's business, and the same merge makes the same bytes anywhere."""
+    """Drop where the base lay on this machine: nobody's business, and it too would change the bytes."""
     for path in [folder / "model_index.json", *folder.glob("*/config.json")]:
         content = json.loads(path.read_text(encoding="utf-8"))
         content.pop("_name_or_path", None)

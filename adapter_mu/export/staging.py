@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from adapter_mu.errors import UserError
 
 
@@ -23,7 +25,7 @@ def staged(out: Path, size: int = 0) -> Iterator[Path]:
     Raises:
         UserError: `out` exists, the disk has no `size` bytes left, or writing failed.
     """
-    _refuse_existing(out)
+    refuse_existing(out)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -35,17 +37,19 @@ def staged(out: Path, size: int = 0) -> Iterator[Path]:
                 " free some space or choose another output."
             )
         yield part
-        _refuse_existing(out)
+        refuse_existing(out)
         os.rename(part, out)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        reason = "the disk is full" if full else f"{error.strerror or error}"
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)  # safetensors tells in words only
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "the disk is full" if full else str(getattr(error, "strerror", None) or error)
         raise UserError(f"Writing {out} failed ({reason}); free some space or choose another output.") from error
     finally:
         _remove(part)
 
 
-def _refuse_existing(out: Path) -> None:
+def refuse_existing(out: Path) -> None:
+    """UserError when `out` exists: nothing is ever overwritten."""
     if out.exists():
         raise UserError(f"{out} exists already; choose another output or delete it.")
 
@@ -61,5 +65,5 @@ def _sweep(out: Path) -> None:
 def _remove(part: Path) -> None:
     if part.is_dir():
         shutil.rmtree(part, ignore_errors=True)
-    else:
-        part.unlink(missing_ok=True)
+    elif part.exists():  # what could not be made, below a file say, cannot be removed either
+        part.unlink()

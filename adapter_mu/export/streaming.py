@@ -69,9 +69,7 @@ class StoredFile:
         }
         strange = {dtype for dtype, _, _ in self._entries.values()} - _DTYPES.keys()
         if strange:
-            raise ModelError(
-                f"'{path}' holds {min(strange)} tensors, which are not handled: export it as fp16 or fp32."
-            )
+            raise ModelError(f"'{path}' holds {min(strange)} tensors, which are not handled: export fp16 or fp32.")
 
     def tensors(self) -> dict[str, Lazy]:
         """Every tensor by name, unread."""
@@ -84,7 +82,7 @@ class StoredFile:
         """One tensor; ModelError when the file has become shorter since it was opened."""
         dtype, shape, (begin, end) = self._entries[name]
         buffer = torch.empty(end - begin, dtype=torch.uint8)
-        view, done = memoryview(buffer.numpy()), 0
+        view, done = buffer.numpy().data, 0
         with self.path.open("rb", buffering=0) as stream:
             stream.seek(self._start + begin)
             while done < len(view):
@@ -132,7 +130,7 @@ def _blocks(tensors: Mapping[str, Lazy], order: list[str], progress: Callable[[i
     for name in order:
         made = tensors[name].make()
         assert made.dtype == tensors[name].dtype and tuple(made.shape) == tensors[name].shape, name
-        yield memoryview(made.contiguous().reshape(-1).view(torch.uint8).numpy())
+        yield made.contiguous().reshape(-1).view(torch.uint8).numpy().data
         progress(tensors[name].size)
 
 

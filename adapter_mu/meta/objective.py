@@ -40,6 +40,14 @@ class MetaWeights:
     restore_related: float | None = None
     restore_unrelated: float | None = None
 
+    @property
+    def restored(self) -> dict[str, float]:
+        """Weights on the losses at theta by the losses' names: those given, else eq. 3's."""
+        return {
+            "related": self.related if self.restore_related is None else self.restore_related,
+            "unrelated": self.unrelated if self.restore_unrelated is None else self.restore_unrelated,
+        }
+
     def __post_init__(self) -> None:
         """Refuse an unknown bound and weights that are not numbers (UserError)."""
         _check_bound(self.bound, self.bound_at)
@@ -145,13 +153,8 @@ def current_terms(losses_at_theta: Mapping[str, Tensor], weights: MetaWeights) -
     Raises:
         UserError: a loss under any other name.
     """
-    related = weights.related if weights.restore_related is None else weights.restore_related
-    unrelated = weights.unrelated if weights.restore_unrelated is None else weights.restore_unrelated
-    return _terms(
-        losses_at_theta,
-        {"related": ("restore_related", related, True), "unrelated": ("restore_unrelated", unrelated, True)},
-        weights,
-    )
+    table = {name: (f"restore_{name}", weight, True) for name, weight in weights.restored.items()}
+    return _terms(losses_at_theta, table, weights)
 
 
 def _terms(

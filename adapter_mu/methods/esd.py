@@ -6,7 +6,9 @@ ESD-x, ESD-u and ESD-f are this loss on the subsets cross_attention, non_cross_a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,6 +40,16 @@ def esd_target(conditional: Tensor, unconditional: Tensor, eta: float) -> Tensor
     return unconditional - eta * (conditional - unconditional)
 
 
+@dataclass(frozen=True)
+class Trajectories:
+    """The base's way from noise to picture: states and targets (N, S, C, H, W), timesteps (S,), conditions (N, ...)."""
+
+    states: Tensor
+    targets: Tensor
+    timesteps: Tensor
+    condition: Conditioning
+
+
 @register("esd", EsdOptions)
 class Esd:
     """x_t comes from the frozen base, so trajectories and targets are computed once and cached.
@@ -46,36 +58,40 @@ class Esd:
     pure noise with the scheduler's first timestep.
     """
 
+    trajectories: Trajectories  # set by prepare
+
     def __init__(self, options: EsdOptions) -> None:
         self.options = options
-        self.states, self.targets, self.timesteps = (torch.empty(0),) * 3
-        self.condition: Conditioning
 
     def prepare(self, model: LoadedModel, base_hash: str, prompts: list[Prompt], folder: Path) -> None:
         """Walk `trajectories` prompts through the base's sampler and compute every state's target."""
         texts = [prompts[i % len(prompts)].text for i in range(self.options.trajectories)]
         key = content_key(method="esd", base=base_hash, prompts=texts, **self.options.model_dump())
         found = cached(folder / f"{key}.safetensors", lambda: self._walk(model, texts))
-        self.states, self.targets, self.timesteps = (
-            found[n].to(model.device) for n in ("states", "targets", "timesteps")
-        )
-        self.condition = encode_prompts(model, texts)
+        on_device = {name: tensor.to(model.device) for name, tensor in found.items()}
+        self.trajectories = Trajectories(**on_device, condition=encode_prompts(model, texts))
 
     def loss(self, model: LoadedModel, params: Mapping[str, Tensor], batch_size: int, seed: int, step: int) -> Tensor:
         """Mean squared distance to the target over states drawn by (seed, step)."""
-        generator = generator_for(seed, "esd", step)
-        walk = torch.randint(self.states.shape[0], (batch_size,), generator=generator).to(self.states.device)
-        stage = torch.randint(self.states.shape[1], (batch_size,), generator=generator).to(self.states.device)
-        predicted = predict_noise(model, params, self.states[walk, stage], self.timesteps[stage], self.condition[walk])
-        return F.mse_loss(predicted.float(), self.targets[walk, stage])
+        generator, known = generator_for(seed, "esd", step), self.trajectories
+        walk, stage = (
+            torch.randint(count, (batch_size,), generator=generator).to(known.states.device)
+            for count in known.states.shape[:2]
+        )
+        predicted = predict_noise(
+            model, params, known.states[walk, stage], known.timesteps[stage], known.condition[walk]
+        )
+        return F.mse_loss(predicted, known.targets[walk, stage])
 
     @torch.no_grad()
     def _walk(self, model: LoadedModel, texts: list[str]) -> dict[str, Tensor]:
-        chunks: dict[int, list[Tensor]] = {}
+        """States with their targets and timesteps, on the CPU."""
+        walks: dict[int, list[tuple[int, Tensor]]] = defaultdict(list)  # by the first row of a batch
         options = self.options
 
-        def keep(start: int, timestep: Tensor, latents: Tensor) -> None:
-            chunks.setdefault(int(timestep), []).append(latents.float().cpu())
+        def keep(first_row: int, timestep: Tensor, x_t: Tensor) -> None:
+            # A list, because some schedulers (PNDM) pass a timestep twice; rounded, because some (Euler) take between.
+            walks[first_row].append((round(float(timestep)), x_t.float().cpu()))
 
         sample_latents(
             model,
@@ -87,19 +103,17 @@ class Esd:
             watch=keep,
             label="ESD trajectories",
         )
-        timesteps = torch.tensor(list(chunks))
-        states = torch.stack([torch.cat(parts) for parts in chunks.values()], dim=1)
+        states = torch.cat([torch.stack([x_t for _, x_t in walk], dim=1) for walk in walks.values()])
+        timesteps = [timestep for timestep, _ in walks[0]]
         condition = encode_prompts(model, texts)
-        targets = [self._targets(model, states[:, i], int(t), condition) for i, t in enumerate(timesteps)]
-        return {"states": states, "targets": torch.stack(targets, dim=1), "timesteps": timesteps}
+        targets = [self._targets(model, states[:, i], t, condition) for i, t in enumerate(timesteps)]
+        return {"states": states, "targets": torch.stack(targets, dim=1), "timesteps": torch.tensor(timesteps)}
 
     def _targets(self, model: LoadedModel, states: Tensor, timestep: int, condition: Conditioning) -> Tensor:
-        parts = []
-        for start in range(0, len(states), self.options.batch_size):
-            rows = slice(start, start + self.options.batch_size)
-            x = states[rows].to(model.device)
-            t = torch.full((len(x),), timestep, device=model.device)
-            with_concept = predict_noise(model, None, x, t, condition[rows])
-            without = predict_noise(model, None, x, t, unconditional(model, len(x)))
-            parts.append(esd_target(with_concept.float(), without.float(), self.options.eta).cpu())
+        empty, size, parts = unconditional(model), self.options.batch_size, []
+        for start in range(0, len(states), size):
+            x, concept = states[start : start + size].to(model.device), condition[start : start + size]
+            with_concept = predict_noise(model, None, x, timestep, concept)
+            without = predict_noise(model, None, x, timestep, empty.expand(len(x)))
+            parts.append(esd_target(with_concept, without, self.options.eta).float().cpu())
         return torch.cat(parts)

@@ -7,13 +7,13 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from adapter_mu.data.prompts import Prompt
-from adapter_mu.errors import RecipeError
+from adapter_mu.errors import RecipeError, UserError
 from adapter_mu.models import LoadedModel
 
 
@@ -27,13 +27,20 @@ class GradientMethod(Protocol):
         """The unlearning loss at the UNet weights `params`, a scalar; its batch depends only on (seed, step)."""
 
 
+Factory = TypeVar("Factory", bound=Callable[[Any], GradientMethod])
 _METHODS: dict[str, tuple[type[BaseModel], Callable[[Any], GradientMethod]]] = {}
 
 
-def register(name: str, options: type[BaseModel]) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
-    """Class decorator: make a method available to recipes as `name`, its `options` checked by pydantic."""
+def register(name: str, options: type[BaseModel]) -> Callable[[Factory], Factory]:
+    """Class decorator: make a method available to recipes as `name`, called with its `options`, checked by pydantic.
 
-    def add(factory: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    Raises:
+        UserError: another method has that name.
+    """
+
+    def add(factory: Factory) -> Factory:
+        if name in _METHODS:
+            raise UserError(f"Two methods are registered as '{name}'; rename or uninstall one.")
         _METHODS[name] = (options, factory)
         return factory
 
@@ -56,14 +63,13 @@ def method_names() -> list[str]:
 
 def new_method(name: str, options: Mapping[str, Any]) -> GradientMethod:
     """The method `name` with its options; RecipeError for an unknown name or option."""
-    if name not in method_names():
-        raise RecipeError(f"There is no method '{name}'; choose one of {', '.join(_METHODS)}.")
+    if name not in (names := method_names()):
+        raise RecipeError(f"There is no method '{name}'; choose one of {', '.join(names)}.")
     kind, factory = _METHODS[name]
     try:
         return factory(kind.model_validate(dict(options)))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(
-            f"method {name}: '{key}': {first['msg']}; its options are {', '.join(kind.model_fields)}."
-        ) from None
+        place = ".".join(["method", *map(str, first["loc"])])
+        wrong = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise RecipeError(f"'{place}': {wrong}; method {name} takes {', '.join(kind.model_fields)}.") from None

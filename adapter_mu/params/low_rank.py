@@ -86,10 +86,8 @@ def pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _weight(module: nn.Module, layer: str) -> nn.Parameter:
-    try:
-        owner = module.get_submodule(layer)
-    except AttributeError:
-        owner = None
+    owner = dict(module.named_modules()).get(layer)
     if not isinstance(owner, nn.Linear | nn.Conv2d):
         raise RecipeError(f"the model has no Linear or Conv2d layer {layer!r}: was the edit made for another model?")
-    return owner.weight
+    weight: nn.Parameter = owner.weight
+    return weight

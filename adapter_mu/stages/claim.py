@@ -50,7 +50,7 @@ def claim(recipe: Recipe, folder: Path) -> None:
 
 
 def _as_text(recipe: Recipe) -> str:
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude={"workers"}), sort_keys=False)
 
 
 def environment() -> dict[str, str]:

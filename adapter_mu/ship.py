@@ -1,0 +1,181 @@
+"""What leaves the house: merged models, adapter files, extracted LoRAs, with their cards, verified, and the upload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from adapter_mu.data.cache import write_text
+from adapter_mu.errors import RecipeError, UserError
+from adapter_mu.evaluate.statistics import Row
+from adapter_mu.export.adapters import UNMERGED, AdapterForm, write_adapter
+from adapter_mu.export.assemble import check_base
+from adapter_mu.export.card import model_card
+from adapter_mu.export.checkpoint import Checkpoint, open_checkpoint
+from adapter_mu.export.edits import Edits, read_edits
+from adapter_mu.export.extract import extract
+from adapter_mu.export.merging import Form, Merged, merge_to
+from adapter_mu.export.staging import refuse_existing
+from adapter_mu.export.verify import verify_opened
+from adapter_mu.models import load_model
+from adapter_mu.recipe import load_recipe
+from adapter_mu.report import load_rows
+from adapter_mu.report.rows import BEFORE, worst
+from adapter_mu.stages import BASE, DTYPES, say
+
+
+def merge_adapters(
+    adapters: Sequence[Path],
+    base: str,
+    out: Path,
+    *,
+    config: str | None = None,
+    variant: str | None = None,
+    form: Form = "diffusers",
+    dtype: str | None = None,
+    scales: Sequence[float] | None = None,
+    verify: bool = True,
+    force: bool = False,
+) -> Merged:
+    """Merge saved adapters into their base: fp32 arithmetic, one cast, a few weights in memory at a time.
+
+    Args:
+        adapters: of adapter_mu, or LoRAs in diffusers' or kohya's format.
+        base: anything that `load_model` opens.
+        out: a folder or file that does not exist.
+        config: for a single-file base.
+        variant: weight variant of the base.
+        form: of the output.
+        dtype: "fp32", "bf16" or "fp16"; None keeps the base's.
+        scales: one an adapter; None is 1 for each.
+        verify: compare noise predictions before the output gets its name.
+        force: merge although an adapter says that it was trained on other weights.
+
+    Raises:
+        UserError: a damaged or unfitting adapter or base, `out` exists, or the disk is full.
+    """
+    refuse_existing(out)
+    if form == "single-file" and out.suffix != ".safetensors":
+        raise UserError(f"a single file is a .safetensors file, not '{out.name}': end --out in .safetensors.")
+    opened = open_checkpoint(base, config=config, variant=variant)
+    scaled = list(zip(_read(adapters, opened, force), _scales(scales, len(adapters)), strict=True))
+    card = model_card(opened, [edits for edits, _ in scaled], _results(adapters), merged=True)
+    wanted = DTYPES[dtype] if dtype else None
+    return merge_to(out, opened, scaled, form=form, dtype=wanted, verify=verify, card=card)
+
+
+def _read(adapters: Sequence[Path], base: Checkpoint, force: bool) -> list[Edits]:
+    found = [read_edits(adapter, base) for adapter in adapters]
+    for edits in found if not force else []:
+        check_base(base, edits, DTYPES)
+    return found
+
+
+def _scales(scales: Sequence[float] | None, count: int) -> Sequence[float]:
+    if scales is None:
+        return [1.0] * count
+    if len(scales) != count:
+        raise UserError(f"{count} adapters need {count} scales, not {len(scales)}: give --scale once for each.")
+    return scales
+
+
+def export_adapter(
+    adapter: Path, base: str, out: Path, form: AdapterForm, *, config: str | None = None, dtype: str = "fp32"
+) -> Path:
+    """Write an adapter for other tools; warns, because what is not merged protects nobody.
+
+    Raises:
+        UserError: a damaged or unfitting adapter, `out` exists, or a kind that the format has no place for.
+    """
+    refuse_existing(out)
+    opened = open_checkpoint(base, config=config)
+    edits = read_edits(adapter, opened)
+    say(UNMERGED)
+    card = model_card(opened, [edits], _results([adapter]), merged=False)
+    write_adapter(out, edits, opened, form, DTYPES[dtype], card)
+    return out
+
+
+def extract_adapter(
+    tuned: str, base: str, out: Path, rank: int, form: AdapterForm, *, config: str | None = None, dtype: str = "fp32"
+) -> str:
+    """A LoRA of the difference of two checkpoints; beside it, in OUT.energy.json, what it keeps of every layer.
+
+    Raises:
+        UserError: the checkpoints do not belong together, `out` exists, or the disk is full.
+    """
+    refuse_existing(out)
+    opened = open_checkpoint(base, config=config)
+    found = extract(open_checkpoint(tuned, config=config), opened, rank)
+    say(UNMERGED)
+    card = model_card(opened, [found.edits], None, merged=False)
+    write_adapter(out, found.edits, opened, form, DTYPES[dtype], card)
+    write_text(out.with_suffix(".energy.json"), json.dumps([asdict(kept) for kept in found.kept], indent=1))
+    return f"{out}\n{found}"
+
+
+def verify_model(model: str, against: Path, arm: str | None = None, config: str | None = None) -> str:
+    """Open a model as others would, whole, and compare it with a run's base and adapter.
+
+    Args:
+        model: a diffusers folder or single file.
+        against: a run's folder.
+        arm: which of the run's arms; may be left out where there is one, or `model` lies in its folder.
+        config: for a single file; None takes the run's base.
+
+    Raises:
+        UserError: no such run or arm, a damaged model, or one that predicts otherwise.
+    """
+    if not (against / "recipe.yaml").is_file():
+        raise UserError(f"{against} has no recipe.yaml: give the folder of a run.")
+    wanted = load_recipe(str(against / "recipe.yaml"), []).base
+    base = open_checkpoint(wanted.model, revision=wanted.revision, variant=wanted.variant, config=wanted.config)
+    edits = read_edits(_arm(against, arm, Path(model)) / "adapter.safetensors", base)
+    check_base(base, edits, DTYPES)
+    path = Path(model)
+    opened = load_model(model, dtype=torch.float32, config=config or (str(base.folder) if path.is_file() else None))
+    return str(verify_opened(path, opened.pipeline, base, [(edits, 1.0)]))
+
+
+def _arm(run: Path, arm: str | None, model: Path) -> Path:
+    arms = {adapter.parent.name: adapter.parent for adapter in sorted(run.glob("arms/*/adapter.safetensors"))}
+    inside = next((name for name, folder in arms.items() if folder.resolve() in model.resolve().parents), None)
+    chosen = arm or inside or (next(iter(arms)) if len(arms) == 1 else None)
+    if chosen not in arms:
+        raise RecipeError(f"say which arm of {run} with --arm: it has {', '.join(arms) or 'none that is trained'}.")
+    return arms[chosen]
+
+
+def _results(adapters: Sequence[Path]) -> str | None:
+    """What the runs that the adapters lie in measured, in Markdown."""
+    tables = [_table(path.resolve().parents[2], path.resolve().parent.name) for path in adapters if _in_run(path)]
+    return "\n".join(tables) or None
+
+
+def _in_run(path: Path) -> bool:
+    return len(path.resolve().parents) > 2 and (path.resolve().parents[2] / "results.json").is_file()
+
+
+def _table(run: Path, arm: str) -> str:
+    rows = load_rows(run)
+    lines = [
+        "Share of pictures in which a detector finds the concept, in percent, with its 95 % interval, at the guidance"
+        " scale where it is highest. *Benign*: pictures that show what was asked for, there.\n",
+        "| model | attack | steps | concept | 95 % interval | guidance | benign | pictures |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    cells = dict.fromkeys((row.arm, row.attack, row.step) for row in rows if row.arm in (arm, BASE))
+    lines += [_line(worst([row for row in rows if (row.arm, row.attack, row.step) == cell])) for cell in cells]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Row) -> str:
+    attack = "before any" if row.attack == BEFORE else row.attack
+    return (
+        f"| {row.arm} | {attack} | {row.step} | {row.score:.1f} | {row.low:.1f} to {row.high:.1f} | {row.guidance:g}"
+        f" | {row.benign:.1f} | {row.images} |"
+    )

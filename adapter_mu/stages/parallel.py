@@ -1,0 +1,96 @@
+"""Arms side by side, each in a process with its share of the cores: small models cannot use many threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from adapter_mu.progress import silence
+from adapter_mu.recipe import Recipe
+from adapter_mu.stages.check import arms
+
+POLL_SECONDS = 1.0
+Arm = Callable[[Recipe, Path, str], None]
+
+
+@contextmanager
+def share_of_threads(workers: int) -> Iterator[None]:
+    """Within, torch uses 1 / `workers` of the threads it would use: the same number in every process of a run."""
+    before = torch.get_num_threads()
+    if workers > 1:
+        torch.set_num_threads(max(1, before // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def side_by_side(work: Arm, recipe: Recipe, folder: Path) -> None:
+    """`work(recipe, folder, arm)` for every arm, at most `recipe.workers` at once; the first error is raised.
+
+    The workers print headers, not bars; one bar here counts training steps and measured scores in the run's files.
+    """
+    names = list(arms(recipe))
+    # Spawned, not forked: torch's threads do not survive a fork.
+    pool = ProcessPoolExecutor(
+        min(recipe.workers, len(names)),
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(torch.get_num_threads(),),
+    )
+    try:
+        pending = {pool.submit(work, recipe, folder, name) for name in names}
+        _watch(pending, recipe, folder)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def _start_worker(threads: int) -> None:
+    """One share of the threads, no bars, and Ctrl-C left to the parent, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    silence()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
+def _watch(pending: set[Future[None]], recipe: Recipe, folder: Path) -> None:
+    total = sum(_units(arm) for arm in arms(recipe).values())
+    with tqdm(total=total, desc="all arms", unit="", disable=None) as bar:
+        while pending:
+            done, pending = wait(pending, POLL_SECONDS, return_when="FIRST_EXCEPTION")
+            for future in done:
+                future.result()
+            bar.n = min(total, sum(_done(recipe, folder, name) for name in arms(recipe)))
+            bar.refresh()
+
+
+def _units(arm: Recipe) -> int:
+    """Training steps, and one unit a picture that will be scored, so that the bar's estimate is fair."""
+    if arm.evaluate is None:
+        return arm.train.steps
+    cells = 1 + sum(len(attack.steps) for attack in arm.attacks.values())
+    return arm.train.steps + cells * len(arm.evaluate.guidance) * arm.evaluate.concept.images
+
+
+def _done(recipe: Recipe, folder: Path, name: str) -> int:
+    scored = _lines(folder / "arms" / name / "scores.jsonl")
+    images = recipe.evaluate.concept.images if recipe.evaluate else 0
+    return _lines(folder / f"training_{name}.jsonl") + scored * images
+
+
+def _lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
