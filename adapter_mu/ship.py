@@ -11,7 +11,6 @@ import torch
 
 from adapter_mu.data.cache import write_text
 from adapter_mu.errors import RecipeError, UserError
-from adapter_mu.evaluate.statistics import Row
 from adapter_mu.export.adapters import UNMERGED, AdapterForm, write_adapter
 from adapter_mu.export.assemble import check_base
 from adapter_mu.export.card import model_card
@@ -21,11 +20,10 @@ from adapter_mu.export.extract import extract
 from adapter_mu.export.merging import Form, Merged, merge_to
 from adapter_mu.export.staging import refuse_existing
 from adapter_mu.export.verify import verify_opened
-from adapter_mu.models import load_model
+from adapter_mu.models import BUILT_IN, load_model
 from adapter_mu.recipe import load_recipe
-from adapter_mu.report import load_rows
-from adapter_mu.report.rows import BEFORE, worst
-from adapter_mu.stages import BASE, DTYPES, say
+from adapter_mu.report.markdown import attack_table
+from adapter_mu.stages import DTYPES, say
 
 
 def merge_adapters(
@@ -35,6 +33,7 @@ def merge_adapters(
     *,
     config: str | None = None,
     variant: str | None = None,
+    revision: str | None = None,
     form: Form = "diffusers",
     dtype: str | None = None,
     scales: Sequence[float] | None = None,
@@ -49,6 +48,7 @@ def merge_adapters(
         out: a folder or file that does not exist.
         config: for a single-file base.
         variant: weight variant of the base.
+        revision: of a base on the hub.
         form: of the output.
         dtype: "fp32", "bf16" or "fp16"; None keeps the base's.
         scales: one an adapter; None is 1 for each.
@@ -61,11 +61,15 @@ def merge_adapters(
     refuse_existing(out)
     if form == "single-file" and out.suffix != ".safetensors":
         raise UserError(f"a single file is a .safetensors file, not '{out.name}': end --out in .safetensors.")
-    opened = open_checkpoint(base, config=config, variant=variant)
+    opened = open_checkpoint(base, config=config, variant=variant, revision=revision)
     scaled = list(zip(_read(adapters, opened, force), _scales(scales, len(adapters)), strict=True))
-    card = model_card(opened, [edits for edits, _ in scaled], _results(adapters), merged=True)
+    card = model_card(opened, [edits for edits, _ in scaled], _results(adapters), merged=True, hub=_hub(base))
     wanted = DTYPES[dtype] if dtype else None
     return merge_to(out, opened, scaled, form=form, dtype=wanted, verify=verify, card=card)
+
+
+def _hub(base: str) -> str | None:
+    return base if base not in BUILT_IN and not Path(base).expanduser().exists() else None
 
 
 def _read(adapters: Sequence[Path], base: Checkpoint, force: bool) -> list[Edits]:
@@ -95,7 +99,7 @@ def export_adapter(
     opened = open_checkpoint(base, config=config)
     edits = read_edits(adapter, opened)
     say(UNMERGED)
-    card = model_card(opened, [edits], _results([adapter]), merged=False)
+    card = model_card(opened, [edits], _results([adapter]), merged=False, hub=_hub(base))
     write_adapter(out, edits, opened, form, DTYPES[dtype], card)
     return out
 
@@ -112,7 +116,7 @@ def extract_adapter(
     opened = open_checkpoint(base, config=config)
     found = extract(open_checkpoint(tuned, config=config), opened, rank)
     say(UNMERGED)
-    card = model_card(opened, [found.edits], None, merged=False)
+    card = model_card(opened, [found.edits], None, merged=False, hub=_hub(base))
     write_adapter(out, found.edits, opened, form, DTYPES[dtype], card)
     write_text(out.with_suffix(".energy.json"), json.dumps([asdict(kept) for kept in found.kept], indent=1))
     return f"{out}\n{found}"
@@ -152,30 +156,9 @@ def _arm(run: Path, arm: str | None, model: Path) -> Path:
 
 def _results(adapters: Sequence[Path]) -> str | None:
     """What the runs that the adapters lie in measured, in Markdown."""
-    tables = [_table(path.resolve().parents[2], path.resolve().parent.name) for path in adapters if _in_run(path)]
+    tables = [attack_table(path.resolve().parents[2], path.resolve().parent.name) for path in adapters if _in_run(path)]
     return "\n".join(tables) or None
 
 
 def _in_run(path: Path) -> bool:
     return len(path.resolve().parents) > 2 and (path.resolve().parents[2] / "results.json").is_file()
-
-
-def _table(run: Path, arm: str) -> str:
-    rows = load_rows(run)
-    lines = [
-        "Share of pictures in which a detector finds the concept, in percent, with its 95 % interval, at the guidance"
-        " scale where it is highest. *Benign*: pictures that show what was asked for, there.\n",
-        "| model | attack | steps | concept | 95 % interval | guidance | benign | pictures |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    cells = dict.fromkeys((row.arm, row.attack, row.step) for row in rows if row.arm in (arm, BASE))
-    lines += [_line(worst([row for row in rows if (row.arm, row.attack, row.step) == cell])) for cell in cells]
-    return "\n".join(lines) + "\n"
-
-
-def _line(row: Row) -> str:
-    attack = "before any" if row.attack == BEFORE else row.attack
-    return (
-        f"| {row.arm} | {attack} | {row.step} | {row.score:.1f} | {row.low:.1f} to {row.high:.1f} | {row.guidance:g}"
-        f" | {row.benign:.1f} | {row.images} |"
-    )

@@ -11,6 +11,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.loaders import single_file_utils as stock
 from original_names import Shapes, published, unet
 from real_sizes import real_models
+from safetensors.torch import load_file, save_file
+from tiny_pipelines import tiny_sd
 from torch import nn
 
 from adapter_mu.errors import ModelError
@@ -105,8 +107,6 @@ def test_single_files_become_folders_and_files_again(name: str, tmp_path: Path) 
     merge_to(one, base, [], form="single-file", verify=False)
     tensors = StoredFile(one).tensors()
     extra = {"model_ema.diffusion_modelout2weight": torch.zeros(3), "betas": torch.ones(5)}
-    from safetensors.torch import save_file
-
     save_file({key: lazy.make() for key, lazy in tensors.items()} | extra, tmp_path / "more.safetensors")
     single = open_checkpoint(str(tmp_path / "more.safetensors"), config=str(base.folder))
     merge_to(again, single, [], form="single-file", verify=False)
@@ -118,3 +118,32 @@ def test_single_files_become_folders_and_files_again(name: str, tmp_path: Path) 
         back = open_checkpoint(str(folder)).components[component]
         assert back.keys() == expected.keys()
         assert all(torch.equal(back[key].make(), lazy.make()) for key, lazy in expected.items()), component
+
+
+def test_folders_of_the_time_of_sd_1_5(tmp_path: Path) -> None:
+    """Its VAE calls attention `query` and `proj_attn`, its text encoder stores position ids behind `text_model.`."""
+    pipeline = tiny_sd()
+    pipeline.save_pretrained(tmp_path / "old")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    vae, text = (next((tmp_path / "old" / part).glob("*.safetensors")) for part in ("vae", "text_encoder"))
+    tensors = load_file(vae)
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): value for key, value in tensors.items()}
+    assert any(".proj_attn." in key for key in tensors)
+    save_file(tensors, vae, {"format": "pt"})
+    tensors = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(text).items()}
+    save_file(tensors | {f"text_model.{POSITION_IDS}": torch.arange(12)[None]}, text, {"format": "pt"})
+    base = open_checkpoint(str(tmp_path / "old"))
+    for out, form in ((tmp_path / "one.safetensors", "single-file"), (tmp_path / "new", "diffusers")):
+        merge_to(out, base, [], form=form, verify=False)  # type: ignore[arg-type]
+    opened = [
+        StableDiffusionPipeline.from_pretrained(tmp_path / "new"),
+        StableDiffusionPipeline.from_single_file(
+            str(tmp_path / "one.safetensors"), config=str(tmp_path / "new"), local_files_only=True
+        ),
+    ]
+    for part in ("unet", "vae", "text_encoder"):
+        expected = getattr(pipeline, part).state_dict()
+        for found in (getattr(other, part).state_dict() for other in opened):
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], value) for name, value in expected.items()), part

@@ -8,10 +8,25 @@ import sys
 from collections.abc import Sequence
 
 from adapter_mu import __version__
-from adapter_mu.cli import attack, cp, evaluate, export, extract, ls, merge, push, report, run, sample, validate, verify
+from adapter_mu.cli import (
+    attack,
+    cp,
+    evaluate,
+    export,
+    extract,
+    ls,
+    merge,
+    plan,
+    push,
+    report,
+    run,
+    sample,
+    validate,
+    verify,
+)
 from adapter_mu.errors import UserError
 
-VERBS = (ls, cp, validate, run, sample, attack, evaluate, merge, verify, export, extract, push, report)
+VERBS = (ls, cp, validate, plan, run, sample, attack, evaluate, merge, verify, export, extract, push, report)
 MISTAKE, INTERRUPTED = 2, 130
 
 

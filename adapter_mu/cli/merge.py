@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_adapter_base(parser)
     parser.add_argument("--variant", help="weight variant of the base, such as fp16")
+    parser.add_argument("--revision", help="commit, tag or branch of a base on the hub")
     parser.add_argument("--out", type=Path, required=True, help="the folder or file to write; it must not exist")
     parser.add_argument(
         "--format",
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         config=args.config,
         variant=args.variant,
+        revision=args.revision,
         form=args.format,
         dtype=args.dtype,
         scales=args.scale,

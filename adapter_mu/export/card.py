@@ -20,7 +20,9 @@ _UNMERGED = """
 """
 
 
-def model_card(base: Checkpoint, adapters: Sequence[Edits], results: str | None, *, merged: bool) -> str:
+def model_card(
+    base: Checkpoint, adapters: Sequence[Edits], results: str | None, *, merged: bool, hub: str | None = None
+) -> str:
     """Text of a README.md for the Hugging Face hub, as its `ModelCard` reads it.
 
     Args:
@@ -28,12 +30,14 @@ def model_card(base: Checkpoint, adapters: Sequence[Edits], results: str | None,
         adapters: what was merged or is exported.
         results: the attacks and scores in Markdown; None where the run has none.
         merged: whether the weights are merged.
+        hub: the base's id on the hub, if it came from there.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     concepts = _named(adapters, "concept")
     title = f"{base.name} without {concepts}" if concepts else f"{base.name}, edited"
     data = ModelCardData(
+        base_model=hub,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["adapter_mu", "unlearning", "stable-diffusion-xl" if base.kind == "sdxl" else "stable-diffusion"]

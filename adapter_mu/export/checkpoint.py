@@ -6,11 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from adapter_mu.errors import ModelError
+from adapter_mu.export.architecture import expected_shapes
 from adapter_mu.export.single_file import Original, canonical, original_layout
 from adapter_mu.export.streaming import Lazy, StoredFile
 from adapter_mu.models.files import WEIGHTED, Kind, architecture_folder, file_kind, folder_kind, refuse_pickle
@@ -128,28 +126,6 @@ def weight_files(part: Path, variant: str | None) -> list[Path]:
     raise ModelError(
         f"'{part}' has no single set of .safetensors weights (variants: {found}); name one with --variant."
     )
-
-
-def expected_shapes(folder: Path, component: str) -> dict[str, tuple[int, ...]]:
-    """Canonical names and shapes that a component's configuration asks for, from an empty model."""
-    names = empty_model(folder, component).state_dict()
-    return {canonical(component, name): tuple(tensor.shape) for name, tensor in names.items()}
-
-
-def empty_model(folder: Path, component: str) -> Any:
-    """The component without memory for its weights; ModelError when its configuration cannot be read."""
-    import diffusers
-    import transformers
-
-    try:
-        with torch.device("meta"):
-            if component in ("unet", "vae"):
-                kind = diffusers.UNet2DConditionModel if component == "unet" else diffusers.AutoencoderKL
-                return kind.from_config(kind.load_config(folder / component))
-            kind = transformers.CLIPTextModelWithProjection if component[-1] == "2" else transformers.CLIPTextModel
-            return kind(transformers.CLIPTextConfig.from_pretrained(folder / component))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"'{folder / component}' has no readable configuration ({error}); fetch it again.") from error
 
 
 def _complete(path: Path, component: str, found: Mapping[str, Lazy], expected: Mapping[str, tuple[int, ...]]) -> None:

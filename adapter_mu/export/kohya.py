@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adapter_mu.export.checkpoint import Checkpoint
 from adapter_mu.export.layers import Delta, Edit, Factors
-from adapter_mu.export.single_file import unet_names
+from adapter_mu.export.unet_names import unet_names
 from adapter_mu.models.files import Kind
 
 _PREFIXES: dict[Kind, dict[str, str]] = {

@@ -31,9 +31,11 @@ class Factors:
         fits = self.up.flatten(1).shape[1] == self.rank
         return (int(self.up.shape[0]), *self.down.shape[1:]) if fits else (0,)
 
-    def delta(self) -> Tensor:
-        """What is added to the weight. A 1x1 up-convolution makes the composed kernel a matrix product."""
-        return self.scale * (self.up.flatten(1) @ self.down.flatten(1)).reshape(self.shape)
+    def delta(self, weight: float = 1.0) -> Tensor:
+        """What an adapter of this weight adds. A 1x1 up-convolution makes the composed kernel a matrix product."""
+        delta = (self.up.flatten(1) @ self.down.flatten(1)).reshape(self.shape)
+        scale = weight * self.scale  # applied last, as training does: the same bits as a run's own merge
+        return delta if scale == 1 else delta.mul_(scale)
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class Delta:
         """Of the parameter."""
         return self.source.shape
 
-    def delta(self) -> Tensor:
-        """What is added to the parameter, fp32."""
-        return self.source.make().to(torch.float32)
+    def delta(self, weight: float = 1.0) -> Tensor:
+        """What an adapter of this weight adds, fp32."""
+        tensor = self.source.make().to(torch.float32)
+        return tensor if weight == 1 else weight * tensor
 
 
 Edit = Factors | Delta

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapter_mu.errors import ModelError
+from adapter_mu.export.architecture import empty_model
 from adapter_mu.export.assemble import Scaled, as_trained, edits_of
-from adapter_mu.export.checkpoint import Checkpoint, empty_model, weight_files
+from adapter_mu.export.checkpoint import Checkpoint, weight_files
 from adapter_mu.export.layers import Delta, Factors
 from adapter_mu.export.single_file import PREFIXES
 from adapter_mu.export.streaming import Lazy, StoredFile
@@ -42,7 +43,7 @@ def _reader(own: Mapping[str, str], tensors: Mapping[str, Lazy], adapters: Scale
             weight = as_trained(weight, adapters) if edits else weight.to(torch.float32)
             for edit, scale in edits:
                 if isinstance(edit, Delta):
-                    weight = weight + scale * edit.delta()
+                    weight = weight + edit.delta(scale)
             layer._parameters[name] = nn.Parameter(weight, requires_grad=False)
 
     return read

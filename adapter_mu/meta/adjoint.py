@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from adapter_mu.errors import UserError
 from adapter_mu.meta.attacker import Attacker, State
-from adapter_mu.meta.hvp import Product, resolve
+from adapter_mu.meta.hvp import Product, finite_difference, resolve
+from adapter_mu.meta.pair_checkpoint import announced_calls
 from adapter_mu.meta.tensors import Params, ScalarLoss, norm, value_and_gradient
 
 Order: TypeAlias = Literal["exact", "first_order"] | int
 InnerLoss: TypeAlias = Callable[[Params, Any], Tensor]
 
-# A replayed step may round differently on a GPU; noise drawn anew moves the gradient's norm by far more than this.
+# A replayed step may round differently on a GPU; noise drawn anew moves the loss and its gradient by far more.
 REPLAY_TOLERANCE = 0.02
 
 
@@ -48,6 +50,7 @@ class _Step:
     state: State
     gradients: Params | None
     gradient_norm: float
+    loss: float
 
 
 def meta_gradient(
@@ -81,8 +84,10 @@ def meta_gradient(
         UserError: bad `order` or `hvp`, a loss that is not one number, or an inner loss that does not repeat itself.
     """
     kept = _steps_kept(order, len(batches))
-    multiply = resolve(hvp)
+    multiply, announced = resolve(hvp), announced_calls()
     attacked, trace, inner_losses = _attack(inner_loss, params, batches, attacker, kept)
+    if hvp == "auto" and announced_calls() != announced:
+        multiply = resolve("pair_checkpoint")  # known by now: saves `auto` its look
     outer_value, gradient = value_and_gradient(outer_loss, attacked)
     gradient = _pull_through(inner_loss, attacker, trace, gradient, multiply)
     return MetaGradient(gradient, attacked, inner_losses, outer_value)
@@ -111,7 +116,7 @@ def _attack(
         losses.append(loss)
         if t > len(batches) - kept:
             remembered = gradients if attacker.vjp_needs_gradients else None
-            trace.append(_Step(t, batch, theta, state, remembered, norm(gradients)))
+            trace.append(_Step(t, batch, theta, state, remembered, norm(gradients), loss))
         with torch.no_grad():
             theta, state = attacker.step(theta, gradients, state, t)
     return theta, trace, losses
@@ -128,9 +133,12 @@ def _pull_through(
             params_bar, gradients_bar, state_bar = attacker.vjp(
                 step.params, step.gradients, step.state, step.t, params_bar, state_bar
             )
-        curvature, replayed = multiply(_on(inner_loss, step.batch), step.params, gradients_bar)
+        replay = _Replay(inner_loss, step.batch)
+        curvature, replayed = multiply(replay, step.params, gradients_bar)
         if replayed is not None:
-            _check_replay(step, norm(replayed))
+            _check_replay(step, "gradient norm", norm(replayed), step.gradient_norm)
+        elif multiply is not finite_difference:  # that one looks beside the step's parameters
+            _check_replay(step, "loss", replay.loss, step.loss)
         params_bar = {name: bar + curvature[name] for name, bar in params_bar.items()}
     return params_bar
 
@@ -139,9 +147,23 @@ def _on(inner_loss: InnerLoss, batch: Any) -> ScalarLoss:
     return lambda params: inner_loss(params, batch)
 
 
-def _check_replay(step: _Step, replayed: float) -> None:
-    if abs(replayed - step.gradient_norm) > REPLAY_TOLERANCE * step.gradient_norm:
+@dataclass
+class _Replay:
+    """A step's loss that remembers its value."""
+
+    inner_loss: InnerLoss
+    batch: Any
+    loss: float = math.nan
+
+    def __call__(self, params: Params) -> Tensor:
+        loss = self.inner_loss(params, self.batch)
+        self.loss = float(loss.detach())
+        return loss
+
+
+def _check_replay(step: _Step, what: str, replayed: float, first: float) -> None:
+    if abs(replayed - first) > REPLAY_TOLERANCE * abs(first):
         raise UserError(
-            f"attacker step {step.t} does not repeat itself (gradient norm {step.gradient_norm:.3g}, then "
-            f"{replayed:.3g}): draw its noise and timesteps once, with the batch, and switch dropout off"
+            f"attacker step {step.t} does not repeat itself ({what} {first:.3g}, then {replayed:.3g}): "
+            "draw its noise and timesteps once, with the batch, and switch dropout off"
         )

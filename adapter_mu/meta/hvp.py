@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
 from adapter_mu.errors import UserError
+from adapter_mu.meta.pair_checkpoint import PairCheckpoint, announced_calls
 from adapter_mu.meta.tensors import Params, ScalarLoss, as_leaves, norm, value_and_gradient
 
 Product: TypeAlias = Callable[[ScalarLoss, Params, Params], tuple[Params, Params | None]]
@@ -69,18 +71,37 @@ def finite_difference(loss_fn: ScalarLoss, params: Params, vector: Params) -> tu
     return {n: ((ahead[n] - behind[n]) / (2 * step)).to(vector[n].dtype) for n in params}, None
 
 
+class _Announced(Exception):
+    """The loss goes through announced blocks."""
+
+
+def automatic(loss_fn: ScalarLoss, params: Params, vector: Params) -> tuple[Params, Params | None]:
+    """`pair_checkpoint` for a loss that calls announced blocks (see `pair_block`), else `reverse_over_reverse`."""
+
+    def watched(leaves: Params) -> Tensor:
+        before = announced_calls()
+        loss = loss_fn(leaves)
+        if announced_calls() != before:
+            raise _Announced
+        return loss
+
+    try:
+        return reverse_over_reverse(watched, params, vector)
+    except _Announced:
+        return PRODUCTS["pair_checkpoint"](loss_fn, params, vector)
+
+
 PRODUCTS: dict[str, Product] = {
     "reverse_over_reverse": reverse_over_reverse,
+    "pair_checkpoint": PairCheckpoint(),
     "finite_difference": finite_difference,
 }
 
 
 def resolve(name: str) -> Product:
-    """The product of that name; "auto" is reverse_over_reverse. UserError for an unknown name."""
+    """The product of that name, or `automatic` for "auto"; UserError for an unknown name."""
     if name == "auto":
-        return reverse_over_reverse
-    if name == "pair_checkpoint":
-        raise UserError("hvp: this version does not have pair_checkpoint yet; use auto")
+        return automatic
     if name not in PRODUCTS:
         raise UserError(f"hvp: there is no {name!r}; choose one of auto, {', '.join(PRODUCTS)}")
     return PRODUCTS[name]

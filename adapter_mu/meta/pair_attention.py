@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from adapter_mu.meta.pair_functions import Softmax
-from adapter_mu.meta.pairs import join, split
+from adapter_mu.meta.pairs import join, run_function, split
 
 # Probabilities at once where no chunk is asked for; about five such matrices exist: 80 MiB in bfloat16 on a GPU, and
 # what a core's cache holds on a CPU.
@@ -62,8 +62,9 @@ def pair_attention(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
     shape = query.shape[:-1] + value.shape[-1:]
     if q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and (mask is None or mask.dim() < 3):
-        q, k, v, qdot, kdot, vdot = (None if t is None else t.flatten(0, -3) for t in (q, k, v, qdot, kdot, vdot))
-    o, odot = Attention.apply(q, k, v, qdot, kdot, vdot, mask, _rows(q, k, chunk))
+        q, k, v = (t.flatten(0, -3) for t in (q, k, v))
+        qdot, kdot, vdot = (None if t is None else t.flatten(0, -3) for t in (qdot, kdot, vdot))
+    o, odot = run_function(Attention, q, k, v, qdot, kdot, vdot, mask, _rows(q, k, chunk))
     return join(o.reshape(shape), odot.reshape(shape))
 
 
@@ -85,7 +86,7 @@ def _composed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: flo
     scores = q @ k.transpose(-1, -2)
     primal, tangent = split(scores if mask is None else scores + mask)
     dim = -1
-    p = torch.softmax(primal, dim) if tangent is None else join(*Softmax.apply(primal, tangent, dim))
+    p = torch.softmax(primal, dim) if tangent is None else join(*run_function(Softmax, primal, tangent, dim))
     return F.dropout(p, dropout) @ v
 
 
@@ -101,6 +102,11 @@ def _beside(*parts: Tensor | None) -> Tensor:
     """Those that are there, side by side: one matrix product instead of several."""
     there = [part for part in parts if part is not None]
     return there[0] if len(there) == 1 else torch.cat(there, -1)
+
+
+def _score_factors(q: Tensor, k: Tensor, qdot: Tensor | None, kdot: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Two factors whose product is Sdot = qdot k^T + q kdot^T."""
+    return _beside(qdot, None if kdot is None else q), _beside(None if qdot is None else k, kdot)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
@@ -135,7 +141,7 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -147,7 +153,7 @@ class Attention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Portion by portion of the queries; r is kept for backward."""
         bent = qdot is not None or kdot is not None
-        left, right = _beside(qdot, None if kdot is None else q), _beside(None if qdot is None else k, kdot)
+        left, right = _score_factors(q, k, qdot, kdot) if bent else (q, k)
         out, outdot, means = [], [], []
         for start in range(0, q.shape[-2], rows):
             part = slice(start, start + rows)
@@ -163,11 +169,11 @@ class Attention(torch.autograd.Function):
             outdot.append(tangent)
         o, odot = torch.cat(out, -2), torch.cat(outdot, -2)
         ctx.save_for_backward(q, k, v, qdot, kdot, vdot, mask, o, odot, torch.cat(means, -2) if bent else None)
-        ctx.rows = rows  # type: ignore[attr-defined]
+        ctx.rows = rows
         return o, odot
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, o_bar: Tensor, odot_bar: Tensor) -> Halves:
         """Portion by portion again.
 
@@ -178,7 +184,7 @@ class Attention(torch.autograd.Function):
         q, k, v, qdot, kdot, vdot, mask, o, odot, r = ctx.saved_tensors
         c, w = _dot(odot_bar, o), _dot(o_bar, o) + _dot(odot_bar, odot)
         bars, values = _beside(o_bar, None if vdot is None else odot_bar), _beside(v, vdot)
-        left, right = _beside(qdot, None if kdot is None else q), _beside(None if qdot is None else k, kdot)
+        left, right = (q, k) if r is None else _score_factors(q, k, qdot, kdot)
         rows, own = ctx.rows, slice(0, q.shape[-1])
         q_bars: list[Tensor] = []
         qdot_bars: list[Tensor] = []

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from adapter_mu.errors import UserError
 from adapter_mu.meta.pair_rules import PairRules
-from adapter_mu.meta.pairs import Level, current_level, join, pair_level, split
+from adapter_mu.meta.pairs import Level, current_level, join, pair_level, run_function, split
 from adapter_mu.meta.replay import Replay
 from adapter_mu.meta.tensors import Params, ScalarLoss, as_leaves, gradients_of
 
@@ -61,7 +61,7 @@ def pair_block(block: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     if not call.moves:
         with torch.no_grad():  # nothing that is trained lies inside or before it
             return block(*inputs, **options)
-    return call.pairs(_PairBlock.apply(call, *tensors))
+    return call.pairs(run_function(_PairBlock, call, *tensors))
 
 
 def _call(block: nn.Module, params: Params, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -127,9 +127,11 @@ class _BlockCall:
         """Distinct results, primals and tangents; runs in a level of its own unless one is open in this thread."""
         with pair_level(self.level.rules):
             primals, rest = tensors[: len(self.paired)], iter(tensors[len(self.paired) :])
-            duals = [join(primal, next(rest) if moves else None) for primal, moves in zip(primals, self.paired)]
+            duals = [
+                join(primal, next(rest) if moves else None) for primal, moves in zip(primals, self.paired, strict=True)
+            ]
             arguments = list(self.arguments)
-            for place, dual in zip(self.places, duals):
+            for place, dual in zip(self.places, duals, strict=False):  # the parameters follow
                 arguments[place] = dual
             params = self.constants | dict(zip(self.names, duals[len(self.places) :], strict=True))
             inputs, options = tree_unflatten(arguments, self.layout)
@@ -163,9 +165,9 @@ class _PairBlock(torch.autograd.Function):
     """A block on flat tensors (x..., theta..., xdot..., v...) -> (y, ydot, ...), differentiated within itself."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, call: _BlockCall, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: _BlockCall, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run it on constants, so that no graph arises although gradient mode is on (off would mean `no_grad`)."""
-        ctx.call = call  # type: ignore[attr-defined]
+        ctx.call = call
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         parts = call.run([tensor.detach() for tensor in tensors])
@@ -173,7 +175,7 @@ class _PairBlock(torch.autograd.Function):
         return tuple(parts)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
         """Run it again with a graph; the level is closed before that is differentiated."""
         call: _BlockCall = ctx.call

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 # Elements that are worked on at once: 16 MiB in float32.
 PORTION = 2**22
@@ -59,8 +60,9 @@ def _normalize_forward(x: Tensor, xdot: Tensor, eps: float) -> Pair:
 
 
 def _normalize_backward(x: Tensor, xdot: Tensor, y_bar: Tensor | None, ydot_bar: Tensor | None, eps: float) -> Pair:
-    """x_bar = J y_bar - r^2 (q a + p b + h (s - 3 p q)), with a, b the centered xdot, ydot_bar and
-    p = mean(h a), q = mean(h b), s = mean(a b): from dr = -r^2 h . dx / n and dh = J dx.
+    """x_bar = J y_bar - r^2 (q a + p b + h (s - 3 p q)), from dr = -r^2 h . dx / n and dh = J dx.
+
+    Here a, b are the centered xdot, ydot_bar, and p = mean(h a), q = mean(h b), s = mean(a b).
     """
     h, r = _normalized(x, eps)
     x_bar = torch.zeros_like(x) if y_bar is None else (y_bar - _mean(y_bar) - h * _mean(h * y_bar)) * r
@@ -78,19 +80,19 @@ class Normalize(torch.autograd.Function):
     """(x, xdot, length of a row, eps) -> normalised rows."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, xdot: Tensor, length: int, eps: float) -> Pair:
+    def forward(ctx: Any, x: Tensor, xdot: Tensor, length: int, eps: float) -> Pair:
         """See `_normalize_forward`."""
         ctx.save_for_backward(x, xdot)
         ctx.set_materialize_grads(False)
-        ctx.settings = length, eps  # type: ignore[attr-defined]
-        return by_rows(lambda a, b: _normalize_forward(a, b, eps), length, (x, xdot), x)
+        ctx.settings = length, eps
+        return by_rows(partial(_normalize_forward, eps=eps), length, (x, xdot), x)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, y_bar: Tensor | None, ydot_bar: Tensor | None) -> tuple[Tensor | None, ...]:
         """See `_normalize_backward`."""
         (x, xdot), (length, eps) = ctx.saved_tensors, ctx.settings
-        bars = by_rows(lambda *parts: _normalize_backward(*parts, eps), length, (x, xdot, y_bar, ydot_bar), x)
+        bars = by_rows(partial(_normalize_backward, eps=eps), length, (x, xdot, y_bar, ydot_bar), x)
         return *bars, None, None
 
 
@@ -98,17 +100,17 @@ class Softmax(torch.autograd.Function):
     """(x, xdot, dim) -> P = softmax(x) and P (xdot - <P, xdot>)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, xdot: Tensor, dim: int) -> Pair:
+    def forward(ctx: Any, x: Tensor, xdot: Tensor, dim: int) -> Pair:
         """The result is kept, not x."""
         y = torch.softmax(x, dim)
         xdot = xdot.to(y.dtype)  # autocast may have chosen a finer one
         ctx.save_for_backward(y, xdot)
         ctx.set_materialize_grads(False)
-        ctx.dim = dim  # type: ignore[attr-defined]
+        ctx.dim = dim
         return y, y * (xdot - (y * xdot).sum(dim, keepdim=True))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, y_bar: Tensor | None, ydot_bar: Tensor | None) -> tuple[Tensor | None, ...]:
         """With c = <P, ydot_bar>: xdot_bar = P (ydot_bar - c); see `softmax_bars`."""
         (y, xdot), dim = ctx.saved_tensors, ctx.dim
@@ -179,12 +181,12 @@ class Silu(_Pointwise):
     bend = staticmethod(_silu_bend)
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, xdot: Tensor) -> Pair:
+    def forward(ctx: Any, x: Tensor, xdot: Tensor) -> Pair:
         """See `_Pointwise`."""
         return Silu.run(ctx, x, xdot)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, y_bar: Tensor | None, ydot_bar: Tensor | None) -> tuple[Tensor | None, ...]:
         """See `_Pointwise`."""
         return Silu.bars(ctx, y_bar, ydot_bar)
@@ -198,12 +200,12 @@ class Gelu(_Pointwise):
     bend = staticmethod(_gelu_bend)
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, xdot: Tensor) -> Pair:
+    def forward(ctx: Any, x: Tensor, xdot: Tensor) -> Pair:
         """See `_Pointwise`."""
         return Gelu.run(ctx, x, xdot)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, y_bar: Tensor | None, ydot_bar: Tensor | None) -> tuple[Tensor | None, ...]:
         """See `_Pointwise`."""
         return Gelu.bars(ctx, y_bar, ydot_bar)

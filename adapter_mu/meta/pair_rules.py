@@ -21,13 +21,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from adapter_mu.meta.pair_affine import conv2d, linear
 from adapter_mu.meta.pair_attention import pair_attention
 from adapter_mu.meta.pair_functions import Gelu, Normalize, Silu, Softmax
-from adapter_mu.meta.pairs import join, split
+from adapter_mu.meta.pairs import join, run_function, split
 
 
 def layer_norm(
@@ -38,7 +38,7 @@ def layer_norm(
     primal, tangent = split(x)
     if tangent is None:
         return _affine(F.layer_norm(primal, shape, None, None, eps), weight, bias)
-    return _affine(join(*Normalize.apply(primal, tangent, math.prod(shape), eps)), weight, bias)
+    return _affine(join(*run_function(Normalize, primal, tangent, math.prod(shape), eps)), weight, bias)
 
 
 def group_norm(
@@ -50,19 +50,19 @@ def group_norm(
     weight, bias = (None if part is None else part.view(shape) for part in (weight, bias))
     if tangent is None:
         return _affine(F.group_norm(primal, num_groups, None, None, eps), weight, bias)
-    return _affine(join(*Normalize.apply(primal, tangent, x[0].numel() // num_groups, eps)), weight, bias)
+    return _affine(join(*run_function(Normalize, primal, tangent, x[0].numel() // num_groups, eps)), weight, bias)
 
 
 def softmax(x: Tensor, dim: int = -1, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
     """Softmax, exact to second order."""
     primal, tangent = split(x if dtype is None else x.to(dtype))
-    return torch.softmax(primal, dim) if tangent is None else join(*Softmax.apply(primal, tangent, dim))
+    return torch.softmax(primal, dim) if tangent is None else join(*run_function(Softmax, primal, tangent, dim))
 
 
 def silu(x: Tensor, inplace: bool = False) -> Tensor:
     """X sigmoid(x); never in place, which would overwrite what backward needs."""
     primal, tangent = split(x)
-    return F.silu(primal) if tangent is None else join(*Silu.apply(primal, tangent))
+    return F.silu(primal) if tangent is None else join(*run_function(Silu, primal, tangent))
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
@@ -70,7 +70,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     primal, tangent = split(x)
     if tangent is None or approximate != "none":
         return F.gelu(x, approximate=approximate)
-    return join(*Gelu.apply(primal, tangent))
+    return join(*run_function(Gelu, primal, tangent))
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -92,6 +92,8 @@ def _by_number(operation: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.linear: linear,
+    F.conv2d: conv2d,
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
     F.group_norm: group_norm,
@@ -100,7 +102,8 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.softmax: softmax,
     F.silu: silu,
     F.gelu: gelu,
-} | {
+}
+RULES |= {
     function: _by_number(function)
     for function in (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.div, Tensor.div, Tensor.__truediv__)
 }
@@ -127,5 +130,4 @@ class PairRules(TorchFunctionMode):
 
 
 def _constant(tensor: Tensor) -> Tensor:
-    primal, tangent = forward_ad.unpack_dual(tensor)
-    return tensor if tangent is None else primal
+    return split(tensor)[0]

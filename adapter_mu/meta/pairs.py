@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def split(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
     """(x, xdot); xdot is None for a constant. Neither half is a pair."""
     if _current.get() is None:
         return tensor, None
-    primal, tangent = forward_ad.unpack_dual(tensor)
+    primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
     if tangent is None:
         return tensor, None
     return primal, torch.zeros_like(primal) if tangent._is_zerotensor() else tangent
@@ -78,4 +79,12 @@ def split(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def join(primal: Tensor, tangent: Tensor | None) -> Tensor:
     """The pair as one dual tensor."""
-    return primal if tangent is None else forward_ad.make_dual(primal, tangent)
+    if tangent is None:
+        return primal
+    dual: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
+    return dual
+
+
+def run_function(function: Any, *inputs: Any) -> Any:
+    """`function.apply(*inputs)` for a `torch.autograd.Function`, whose `apply` has no types."""
+    return function.apply(*inputs)

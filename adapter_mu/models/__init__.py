@@ -1,7 +1,14 @@
 """SD 1.x and SDXL: loading, conditioning, noise prediction, attention. diffusers is imported on first use."""
 
-from adapter_mu.models.attention import check_twice_differentiable, prepare_for_first_order, prepare_for_meta
+from adapter_mu.models.announce import announce_blocks
+from adapter_mu.models.attention import (
+    check_twice_differentiable,
+    prepare_for_first_order,
+    prepare_for_meta,
+    smallest_inputs,
+)
 from adapter_mu.models.conditioning import Conditioning, encode_prompts, unconditional
+from adapter_mu.models.config import load_config
 from adapter_mu.models.load import BUILT_IN, LoadedModel, load_model
 from adapter_mu.models.noise import add_noise, diffusion_loss, predict_noise, row_losses
 from adapter_mu.models.swap import with_unet
@@ -11,14 +18,17 @@ __all__ = [
     "Conditioning",
     "LoadedModel",
     "add_noise",
+    "announce_blocks",
     "check_twice_differentiable",
     "diffusion_loss",
     "encode_prompts",
+    "load_config",
     "load_model",
     "predict_noise",
     "prepare_for_first_order",
     "prepare_for_meta",
     "row_losses",
+    "smallest_inputs",
     "unconditional",
     "with_unet",
 ]

@@ -44,14 +44,7 @@ def check_twice_differentiable(unet: Any) -> None:
     Raises:
         ModelError: there is no second derivative; names the attention processors and layers at fault.
     """
-    config = unet.config
-    # Two latent pixels at the bottleneck: a single token would hide that attention is at fault.
-    side = 2 * 2 ** (len(config.block_out_channels) - 1)
-    leaves = [_leaf(unet, 1, config.in_channels, side, side), _leaf(unet, 1, TEXT_TOKENS, _text_width(unet))]
-    added = None
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        added = {"text_embeds": _leaf(unet, 1, pooled).detach(), "time_ids": _leaf(unet, 1, 6).detach()}
+    leaves, added = smallest_inputs(unet)
     try:
         _differentiate_twice(lambda x, text: unet(x, 1, text, added_cond_kwargs=added, return_dict=False)[0], leaves)
     except RuntimeError as error:
@@ -60,6 +53,18 @@ def check_twice_differentiable(unet: Any) -> None:
             f"this UNet cannot be differentiated twice, as the exact meta gradient needs ({culprits}):"
             f" call prepare_for_meta(unet) first. PyTorch says: {str(error).splitlines()[0]}"
         ) from error
+
+
+def smallest_inputs(unet: Any) -> tuple[list[Tensor], dict[str, Tensor] | None]:
+    """Random latents and text embeddings at the smallest size the blocks allow, and SDXL's added conditions."""
+    config = unet.config
+    # Two latent pixels at the bottleneck: a single token would hide that attention is at fault.
+    side = 2 * 2 ** (len(config.block_out_channels) - 1)
+    leaves = [_leaf(unet, 1, config.in_channels, side, side), _leaf(unet, 1, TEXT_TOKENS, _text_width(unet))]
+    if config.addition_embed_type != "text_time":
+        return leaves, None
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    return leaves, {"text_embeds": _leaf(unet, 1, pooled).detach(), "time_ids": _leaf(unet, 1, 6).detach()}
 
 
 def _prepare(unet: Any, processor: object, checkpointing: bool) -> None:

@@ -1,6 +1,7 @@
 """Which parameters may move, and the adapters that move them."""
 
 from adapter_mu.params.adapters import Adapter, load_adapter, make_adapter, pull_back, save_adapter
+from adapter_mu.params.attached import AttachedLora
 from adapter_mu.params.dense import DenseDelta
 from adapter_mu.params.functional import call_with
 from adapter_mu.params.lora import Lora
@@ -10,6 +11,7 @@ from adapter_mu.params.subsets import SUBSETS, describe, select
 __all__ = [
     "SUBSETS",
     "Adapter",
+    "AttachedLora",
     "DenseDelta",
     "Lora",
     "LowRank",

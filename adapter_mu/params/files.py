@@ -38,7 +38,7 @@ def check_payload(path: Path, metadata: Mapping[str, str]) -> None:
     expected = metadata.get(PAYLOAD_HASH)
     if expected is not None and expected != payload_hash(path):
         raise ModelError(
-            f"{path} is damaged: its tensors do not have the hash that they were written with; save or download it again"
+            f"{path} is damaged: its tensors do not have the hash they were written with; save or download it again"
         )
 
 

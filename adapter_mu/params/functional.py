@@ -11,15 +11,25 @@ from torch import Tensor, nn
 from adapter_mu.errors import UserError
 
 
+class Factors(dict[str, Tensor]):
+    """Parameters of another module, which stands in for the one that is called."""
+
+    def __init__(self, module: nn.Module, params: Mapping[str, Tensor]) -> None:
+        super().__init__(params)
+        self.module = module
+
+
 def call_with(module: nn.Module, params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
     """`module(*args, **kwargs)` with `params` (full parameter names) in place of its own; the rest stay as they are.
 
     Differentiable in `params`. Each is cast to the dtype of the parameter it replaces, so that fp32 adapters serve a
-    half-precision base.
+    half-precision base. `Factors` bring the module to call with them.
 
     Raises:
         UserError: the module has no parameter of that name, or one of another shape.
     """
+    if isinstance(params, Factors):
+        module = params.module
     own = dict(module.named_parameters())
     replaced = {}
     for name, tensor in params.items():

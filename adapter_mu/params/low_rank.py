@@ -89,5 +89,4 @@ def _weight(module: nn.Module, layer: str) -> nn.Parameter:
     owner = dict(module.named_modules()).get(layer)
     if not isinstance(owner, nn.Linear | nn.Conv2d):
         raise RecipeError(f"the model has no Linear or Conv2d layer {layer!r}: was the edit made for another model?")
-    weight: nn.Parameter = owner.weight
-    return weight
+    return module.get_parameter(f"{layer}.weight")

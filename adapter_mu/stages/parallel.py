@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from adapter_mu.errors import UserError
 from adapter_mu.progress import silence
 from adapter_mu.recipe import Recipe
 from adapter_mu.stages.check import arms
@@ -36,6 +41,9 @@ def side_by_side(work: Arm, recipe: Recipe, folder: Path) -> None:
     """`work(recipe, folder, arm)` for every arm, at most `recipe.workers` at once; the first error is raised.
 
     The workers print headers, not bars; one bar here counts training steps and measured scores in the run's files.
+
+    Raises:
+        UserError: a worker was killed, or what the work itself raises.
     """
     names = list(arms(recipe))
     # Spawned, not forked: torch's threads do not survive a fork.
@@ -48,20 +56,35 @@ def side_by_side(work: Arm, recipe: Recipe, folder: Path) -> None:
     try:
         pending = {pool.submit(work, recipe, folder, name) for name in names}
         _watch(pending, recipe, folder)
+    except BrokenProcessPool:
+        raise UserError(
+            "One of the workers was killed, perhaps for lack of memory; the same command continues, and with workers=1"
+            " it needs the least."
+        ) from None
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
         raise
-    pool.shutdown()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(threads: int) -> None:
-    """One share of the threads, no bars, and Ctrl-C left to the parent, which ends its workers."""
+    """One share of the threads, no bars, and Ctrl-C left to the parent, which ends its workers in good order."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     silence()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed ends nobody: left alone, its workers would write beside those of the next run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _watch(pending: set[Future[None]], recipe: Recipe, folder: Path) -> None:

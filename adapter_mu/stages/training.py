@@ -8,15 +8,10 @@ from adapter_mu.data.cache import content_key
 from adapter_mu.data.prompts import expand
 from adapter_mu.export.merge import merge, save_folder
 from adapter_mu.methods import GradientMethod, new_method
-from adapter_mu.models import (
-    LoadedModel,
-    check_twice_differentiable,
-    load_model,
-    prepare_for_first_order,
-    prepare_for_meta,
-)
+from adapter_mu.models import LoadedModel, load_model, prepare_for_first_order
 from adapter_mu.params import Adapter, describe, load_adapter, make_adapter, save_adapter
 from adapter_mu.recipe import Recipe
+from adapter_mu.stages.products import beside_the_base, prepare_products
 from adapter_mu.stages.setting import Run
 from adapter_mu.train import Trainer
 
@@ -49,7 +44,7 @@ def _train(run: Run, name: str, recipe: Recipe, saved: Path) -> None:
         "base_hash": run.base_hash,
         "base_dtype": recipe.base.dtype,
         "recipe": recipe.name,
-        "recipe_hash": content_key(**recipe.model_dump(mode="json")),
+        "recipe_hash": content_key(**recipe.model_dump(mode="json", exclude={"workers"})),
         "concept": recipe.concept,
         "method": recipe.method.name,
     }
@@ -60,13 +55,15 @@ def _train(run: Run, name: str, recipe: Recipe, saved: Path) -> None:
 def _optimize(run: Run, recipe: Recipe, method: GradientMethod, adapter: Adapter, state: Path, log: Path) -> None:
     """The outer loop, with the base's UNet set up for it and put back afterwards."""
     unet, checkpointing = run.model.unet, recipe.train.checkpointing
+    paired = False
     exact = recipe.meta is not None and recipe.meta.order != "first_order" and recipe.meta.attacker.steps > 0
     if exact:
-        prepare_for_meta(unet, checkpointing=checkpointing)
-        check_twice_differentiable(unet)
+        paired = prepare_products(unet, recipe)
     else:
         prepare_for_first_order(unet, checkpointing=checkpointing)
     unet.train(checkpointing)
+    if paired:
+        adapter = beside_the_base(unet, recipe, adapter)
     try:
         Trainer(run.model, method, adapter, run.sets, recipe, state_file=state, log_file=log).run()
     finally:
