@@ -32,11 +32,11 @@ def announced_case(model: str, kind: str, subset: str, steps: int) -> Case:
 @pytest.mark.parametrize(
     ("engines", "steps"),
     [
-        ([CHUNKED], 1),
+        ([CHUNKED, WHOLE], 1),
         ([CHUNKED], 2),
-        ([CHUNKED, WHOLE], 3),
-        pytest.param([WHOLE], 1, marks=pytest.mark.slow),
+        ([CHUNKED], 3),
         pytest.param([WHOLE], 2, marks=pytest.mark.slow),
+        pytest.param([WHOLE], 3, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("rule_name", ["sgd", "momentum", "adamw"])

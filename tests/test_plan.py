@@ -15,8 +15,7 @@ def recipe(*changes: str) -> Recipe:
     return load_recipe("shapes/demo", [*paired, "meta.hvp=auto", "meta.order=exact", *changes])
 
 
-@pytest.mark.parametrize("base", ["shapes-sd", "shapes-sdxl"])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("base", "rows"), [("shapes-sd", 1), ("shapes-sd", 3), ("shapes-sdxl", 1)])
 def test_a_plan_agrees_with_live_bytes_of_real_tensors(base: str, rows: int) -> None:
     made = recipe(f"base.model={base}", "adapter.kind=lora", f"train.batch_size={rows}")
     predicted, measured = plan(made), plan(made, "cpu")
