@@ -18,8 +18,8 @@ from adapter_mu.export.layers import Delta, Edit, Factors
 from adapter_mu.export.peft_format import PEFT_METADATA
 from adapter_mu.export.single_file import canonical
 from adapter_mu.export.streaming import StoredFile
+from adapter_mu.params.factors import pairs
 from adapter_mu.params.files import check_payload, read_metadata
-from adapter_mu.params.low_rank import pairs
 
 _FORMAT_KEY = "adapter_mu_format"
 TRAINED_IN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

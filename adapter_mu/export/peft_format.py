@@ -11,7 +11,7 @@ from torch import Tensor
 from adapter_mu.errors import UserError
 from adapter_mu.export.kohya import pad
 from adapter_mu.export.layers import Edit, Factors
-from adapter_mu.params.low_rank import factor_names
+from adapter_mu.params.factors import factor_names
 
 PEFT_METADATA = "lora_adapter_metadata"
 

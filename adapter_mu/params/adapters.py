@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from adapter_mu.errors import ModelError, RecipeError, UserError
 from adapter_mu.params.dense import DenseDelta
+from adapter_mu.params.factors import pairs
 from adapter_mu.params.files import read_tensors, write_tensors
 from adapter_mu.params.lora import Lora
-from adapter_mu.params.low_rank import LowRank, pairs
+from adapter_mu.params.low_rank import LowRank
 
 FORMAT = "1"
 _FORMAT_KEY = "adapter_mu_format"

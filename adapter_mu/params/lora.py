@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from adapter_mu.errors import ModelError, RecipeError
-from adapter_mu.params.dense import working_dtype
-from adapter_mu.params.low_rank import factor_names
+from adapter_mu.params.factors import FactorPairs, factor_names, pairs
 from adapter_mu.params.subsets import select
 
 
-class Lora:
+class Lora(FactorPairs):
     """Trains factors A and B; the merged weight is W + (alpha / rank) B A (Hu et al., 2021, section 4.1).
 
     Biases, norms and other parameters of the subset stay where they are: train them with a dense adapter.
@@ -37,40 +35,12 @@ class Lora:
             RecipeError: bad rank or alpha, or a subset without a Linear or Conv2d weight.
             ModelError: a grouped convolution in the subset.
         """
-        self.subset, self.rank, self.alpha = subset, rank, float(rank if alpha is None else alpha)
+        self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
         if rank < 1 or not self.alpha > 0:
             raise RecipeError(f"LoRA rank {rank} with alpha {self.alpha:g}: both must be positive")
-        self._base = _layers(module, subset)
-        drawn = _peft_factors(module, list(self._base), rank, self.alpha, seed)
-        self._theta: dict[str, Tensor] = {}
-        for layer, weight in self._base.items():
-            for name in factor_names(layer):
-                factor = drawn[name].to(device=weight.device, dtype=working_dtype(weight))
-                self._theta[name] = factor.detach().requires_grad_(True)
-
-    def parameters(self) -> dict[str, Tensor]:
-        """Theta: leaf tensors `<module>.lora_A.weight` and `<module>.lora_B.weight`, always the same objects."""
-        return dict(self._theta)
-
-    def materialize(self, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Merged weights by module parameter name, in theta's dtype; differentiable in theta."""
-        merged = {}
-        for layer, weight in self._base.items():
-            down, up = (theta[name] for name in factor_names(layer))
-            # A convolution's B is 1x1, so the composed kernel is a matrix product over flattened kernels.
-            delta = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-            merged[f"{layer}.weight"] = weight.detach().to(delta.dtype) + (self.alpha / self.rank) * delta
-        return merged
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The factors, without gradients."""
-        return {name: theta.detach() for name, theta in self._theta.items()}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Set the factors, in place."""
-        for name, theta in self._theta.items():
-            theta.copy_(state[name])
+        base = _layers(module, subset)
+        drawn = pairs(_peft_factors(module, list(base), rank, self.alpha, seed))
+        super().__init__(subset, base, drawn, self.alpha / rank)
 
     def metadata(self) -> dict[str, str]:
         """What `load_adapter` needs besides the tensors."""
