@@ -230,6 +230,12 @@ def test_ls_names_every_recipe(adapter_mu: Command) -> None:
     assert all(len(line.split()) > 1 for line in out.splitlines()), "each says what it is for"
 
 
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    command = f'"{sys.executable}" -m adapter_mu.cli.main ls | head -n 1'
+    result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    assert (result.returncode, len(result.stdout.splitlines()), result.stderr) == (0, 1, "")
+
+
 def test_cp_copies_a_recipe_that_runs_the_same(adapter_mu: Command, tmp_path: Path) -> None:
     assert adapter_mu("cp", "shapes/demo", "mine/own.yaml") == (0, "mine/own.yaml\n", "")
     assert load_recipe("mine/own.yaml") == load_recipe("shapes/demo")

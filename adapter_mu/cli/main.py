@@ -62,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # A reader such as `head` has seen enough; nothing may be flushed to it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         return _stop(str(error), MISTAKE)
     except OSError as error:
