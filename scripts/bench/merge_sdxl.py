@@ -25,8 +25,8 @@ from adapter_mu.data.cache import fingerprint_tensors
 from adapter_mu.export.architecture import empty_model
 from adapter_mu.export.checkpoint import open_checkpoint
 from adapter_mu.export.streaming import Lazy, write_streamed
-from adapter_mu.params.files import write_tensors
 from adapter_mu.params.factors import factor_names
+from adapter_mu.params.files import write_tensors
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from real_sizes import configuration_folder  # noqa: E402
