@@ -18,14 +18,12 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         live: bytes alive now, of storages made inside.
         peak: the most there ever were.
-        at_peak: the operation that reached it.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         """`known`: tensors that existed before and do not count."""
         super().__init__()
         self.live = self.peak = 0
-        self.at_peak = ""
         self._known = [tensor.untyped_storage() for tensor in known]
         self._seen: dict[int, Any] = {id(storage): None for storage in self._known}
 
@@ -37,8 +35,7 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and not leaf._is_zerotensor():  # those own no memory
                 self._follow(leaf.untyped_storage())
-        if self.live > self.peak:
-            self.peak, self.at_peak = self.live, str(func)
+        self.peak = max(self.peak, self.live)
         return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:

@@ -1,4 +1,4 @@
-"""Merge an adapter into its base and save a diffusers folder that any diffusers opens."""
+"""Merge a live adapter into a loaded base and save a diffusers folder, as a run does; files are merged by `merging`."""
 
 from __future__ import annotations
 
