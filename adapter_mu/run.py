@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,19 +12,22 @@ from torch import Tensor
 from adapter_mu.data.cache import write_text
 from adapter_mu.data.sampling import decode, sample_latents
 from adapter_mu.errors import ModelError, RecipeError
-from adapter_mu.evaluate.statistics import Row
+from adapter_mu.methods import trains
 from adapter_mu.models import load_model
-from adapter_mu.recipe import Attack, Evaluate, Recipe
+from adapter_mu.recipe import AnyAttack, Asked, Evaluate, Recipe
 from adapter_mu.report import headline_table, load_results, load_rows, render_text
 from adapter_mu.report.page import build_report
 from adapter_mu.stages import (
+    ADAPTER,
     BASE,
     BEFORE,
     DTYPES,
     Run,
     Scores,
+    Victims,
     arms,
     attack_arm,
+    check_attacks_fit,
     check_fit,
     check_names,
     check_pictures,
@@ -33,10 +36,14 @@ from adapter_mu.stages import (
     claim,
     holds,
     load_base,
+    made,
     numbered,
     open_run,
     pick_device,
+    prompt_success_rates,
+    provenance,
     say,
+    searches_done,
     share_of_threads,
     side_by_side,
     train_arm,
@@ -59,14 +66,16 @@ def everything(recipe: Recipe, folder: Path) -> str:
         with share_of_threads(recipe.workers):
             _work(open_run(recipe, folder, model))
     said = table(folder) if recipe.evaluate else "nothing was scored: the recipe has no `evaluate` part"
-    return "\n".join([said, *(f"{arm}: {folder / 'arms' / arm}/adapter.safetensors, merged/" for arm in arms(recipe))])
+    return "\n".join(
+        [said, *(f"{arm}: {folder / 'arms' / arm}/{', '.join(made(folder, arm))}" for arm in arms(recipe))]
+    )
 
 
 def _work(run: Run) -> None:
     """The stages in order; those that are done are passed over."""
     recipe, every, evaluate = run.recipe, arms(run.recipe), run.recipe.evaluate
     parallel = recipe.workers > 1 and len(every) > 1
-    per_arm = [1 + (1 + len(arm.attacks) if evaluate else 0) for arm in every.values()]
+    per_arm = [1 + (_stages(arm.attacks) if evaluate else 0) for arm in every.values()]
     run.announce = numbered(1 + (2 if evaluate else 0) + (1 if parallel else sum(per_arm)))
     run.draw_sets()
     if evaluate:
@@ -78,7 +87,7 @@ def _work(run: Run) -> None:
         for name, arm in every.items():
             _train_and_score(run, name, arm)
     if evaluate:
-        _report(run, evaluate, [row for name in (BASE, *every) for row in Scores(run, name, evaluate).rows])
+        _report(run, evaluate)
 
 
 def _train_and_score(run: Run, name: str, arm: Recipe) -> None:
@@ -95,67 +104,95 @@ def _work_on_arm(recipe: Recipe, folder: Path, name: str) -> None:
 def _finished(recipe: Recipe, folder: Path) -> bool:
     """Whether every file and every row that a run of the recipe leaves is there."""
     every = arms(recipe)
-    made = [folder / "arms" / name / part for name in every for part in ("adapter.safetensors", "merged")]
+    left = [folder / "arms" / name / "merged" for name in every]
+    left += [folder / "arms" / name / ADAPTER for name, arm in every.items() if trains(arm.method.name, arm.meta)]
     if recipe.evaluate is None:
-        return all(path.exists() for path in made)
-    made += [folder / "results.json", folder / "report.html"]
-    if not all(path.exists() for path in made):
+        return all(path.exists() for path in left)
+    left += [folder / "results.json", folder / "report.html"]
+    if not all(path.exists() for path in left):
         return False
-    cells = {(name, BEFORE, 0) for name in (BASE, *every)}
-    cells |= {(name, label, s) for name, arm in every.items() for label, a in arm.attacks.items() for s in a.steps}
-    measured = {(row.arm, row.attack, row.step, row.guidance) for row in load_rows(folder)}
-    return {(*cell, guidance) for cell in cells for guidance in recipe.evaluate.guidance} <= measured
+    cells = {(name, BEFORE, 0, 0) for name in (BASE, *every)}
+    for name, arm in every.items():
+        cells |= {
+            (name, label, step, seed) for label, a in arm.finetunes.items() for step in a.steps for seed in a.seeds
+        }
+    measured = {(row.arm, row.attack, row.step, row.seed, row.guidance) for row in load_rows(folder)}
+    searched = all(searches_done(folder / "arms" / name, arm.prompt_attacks) for name, arm in every.items())
+    return searched and {(*cell, guidance) for cell in cells for guidance in recipe.evaluate.guidance} <= measured
 
 
 def attack_model(
-    source: str, config: str | None, recipe: Recipe, only: Sequence[str] | None, name: str, folder: Path
+    source: str,
+    config: str | None,
+    recipe: Recipe,
+    attacks: Mapping[str, AnyAttack],
+    name: str,
+    folder: Path,
 ) -> str:
-    """Score a model before and along the recipe's attacks (`only` those named); returns the table.
+    """Score a model before and along `attacks`, which need not be the recipe's; returns the table.
 
     Other models that were scored with the same recipe in the same folder stay in the table.
 
     Raises:
-        UserError: unknown attack, no `evaluate` part, or a model that cannot be loaded.
+        UserError: an attack that cannot be run, no `evaluate` part, or a model that cannot be loaded.
     """
-    chosen, evaluate = _chosen(recipe, only), recipe.evaluate
+    evaluate = recipe.evaluate
     check_names("model", [name])
     if evaluate is None:
         raise RecipeError(f"Recipe {recipe.name} has no `evaluate` part, so nothing can be scored; add it.")
-    check_scoring(recipe)
+    asked = recipe.model_copy(update={"attacks": dict(attacks)})
+    check_scoring(asked)
     holds(folder, recipe)
     model = load_model(source, config=config, dtype=DTYPES[recipe.base.dtype], device=pick_device(recipe.base.device))
-    check_pictures(recipe, model)
-    base = load_base(recipe) if chosen else model  # the attacks' pictures are drawn by the base
+    check_pictures(asked, model)
+    check_attacks_fit(asked, model)
+    base = load_base(recipe) if attacks else model  # the attacks' pictures are drawn by the base
     if base.kind != model.kind:
         raise ModelError(f"'{source}' is {model.kind}, but the recipe's base is {base.kind}; choose another recipe.")
     claim(recipe, folder)
     run = open_run(recipe, folder, base)
-    run.announce = numbered(2 + len(chosen))
-    rows = attack_arm(run, name, model, evaluate, chosen)
-    others = load_rows(folder) if (folder / "results.json").is_file() else []
-    _report(run, evaluate, [*(row for row in others if row.arm != name), *rows])
+    run.announce = numbered(1 + _stages(attacks))
+    attack_arm(run, name, model, evaluate, attacks)
+    _report(run, evaluate)
     return table(folder)
 
 
-def _chosen(recipe: Recipe, only: Sequence[str] | None) -> dict[str, Attack]:
-    if unknown := sorted(set(only or ()) - recipe.attacks.keys()):
-        raise RecipeError(f"The recipe has no attack '{unknown[0]}'; it has {', '.join(recipe.attacks) or 'none'}.")
-    return {label: attack for label, attack in recipe.attacks.items() if only is None or label in only}
+def attack_victims(victims: Victims, config: str | None, asked: Asked) -> str:
+    """Attack one model, or every arm of a run with its own settings of an attack; returns the table."""
+    every = arms(victims.recipe)
+    chosen = {name: asked.of(every.get(name, victims.recipe)) for name in victims.models}
+    for name, source in victims.models.items():
+        said = attack_model(source, config, victims.recipe, chosen[name], name, victims.folder)
+    return said
 
 
-def _report(run: Run, evaluate: Evaluate, rows: list[Row]) -> None:
-    """Write results.json and report.html."""
+def _stages(attacks: Mapping[str, AnyAttack]) -> int:
+    """How many headers the attacks of one model print, the scores before them included."""
+    return 1 + sum(len(attack.seeds) for attack in attacks.values())
+
+
+def _report(run: Run, evaluate: Evaluate) -> None:
+    """Write results.json and report.html from the scores that the run's folder holds."""
     run.announce("the report")
-    recipe = run.recipe
+    recipe, folder = run.recipe, run.folder
     facts = {
         "concept": recipe.concept,
         "title": f"Unlearning '{recipe.concept}' from {Path(recipe.base.model).name}",
         "usual_guidance": evaluate.usual_guidance,
         "caption": recipe.description,
     }
-    results = {"rows": [asdict(row) for row in rows], "meta": facts}
-    write_text(run.folder / "results.json", json.dumps(results, indent=1))
-    build_report(run.folder)
+    rows = [asdict(row) for name in _scored(run) for row in Scores(run, name, evaluate).rows]
+    by_prompts = [item for name in _scored(run) for item in prompt_success_rates(run.arm_folder(name))]
+    results = {"rows": rows, "prompt_attacks": by_prompts, "meta": facts | provenance(recipe, folder)}
+    write_text(folder / "results.json", json.dumps(results, indent=1))
+    build_report(folder)
+
+
+def _scored(run: Run) -> list[str]:
+    """The base and the arms that have scores: the recipe's in its order, then other models'."""
+    there = sorted(file.parent.name for file in run.folder.glob("arms/*/scores.jsonl"))
+    order = [BASE, *arms(run.recipe)]
+    return sorted(there, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def table(folder: Path) -> str:

@@ -21,9 +21,10 @@ from adapter_mu.export.merging import Form, Merged, merge_to
 from adapter_mu.export.staging import refuse_existing
 from adapter_mu.export.verify import verify_opened
 from adapter_mu.models import BUILT_IN, load_model
+from adapter_mu.params.files import PAYLOAD_HASH
 from adapter_mu.recipe import load_recipe
 from adapter_mu.report.markdown import attack_table
-from adapter_mu.stages import DTYPES, say
+from adapter_mu.stages import ADAPTER, DTYPES, EDIT, ON_TOP_OF, say
 
 
 def merge_adapters(
@@ -43,7 +44,8 @@ def merge_adapters(
     """Merge saved adapters into their base: fp32 arithmetic, one cast, a few weights in memory at a time.
 
     Args:
-        adapters: of adapter_mu, or LoRAs in diffusers' or kohya's format.
+        adapters: of adapter_mu, LoRAs in diffusers' or kohya's format, or folders of a run's arms: a closed-form edit
+            there comes before the adapter that was trained on top of it.
         base: anything that `load_model` opens.
         out: a folder or file that does not exist.
         config: for a single-file base.
@@ -62,10 +64,26 @@ def merge_adapters(
     if form == "single-file" and out.suffix != ".safetensors":
         raise UserError(f"a single file is a .safetensors file, not '{out.name}': end --out in .safetensors.")
     opened = open_checkpoint(base, config=config, variant=variant, revision=revision)
-    scaled = list(zip(_read(adapters, opened, force), _scales(scales, len(adapters)), strict=True))
+    weighed = list(zip(adapters, _scales(scales, len(adapters)), strict=True))
+    files = [(file, scale) for path, scale in weighed for file in arm_files(path)]
+    scaled = list(zip(_read([file for file, _ in files], opened, force), [scale for _, scale in files], strict=True))
     card = model_card(opened, [edits for edits, _ in scaled], _results(adapters), merged=True, hub=_hub(base))
     wanted = DTYPES[dtype] if dtype else None
     return merge_to(out, opened, scaled, form=form, dtype=wanted, verify=verify, card=card)
+
+
+def arm_files(path: Path) -> list[Path]:
+    """An adapter's file; of an arm's folder the edit it starts from, if it has one, and its adapter, if it trains.
+
+    Raises:
+        UserError: a folder with neither.
+    """
+    if not path.is_dir():
+        return [path]
+    found = [path / name for name in (EDIT, ADAPTER) if (path / name).is_file()]
+    if not found:
+        raise UserError(f"{path} holds neither {EDIT} nor {ADAPTER}: give an adapter, or the folder of a run's arm.")
+    return found
 
 
 def _hub(base: str) -> str | None:
@@ -76,7 +94,18 @@ def _read(adapters: Sequence[Path], base: Checkpoint, force: bool) -> list[Edits
     found = [read_edits(adapter, base) for adapter in adapters]
     for edits in found if not force else []:
         check_base(base, edits, DTYPES)
+        _check_edit(edits, found)
     return found
+
+
+def _check_edit(edits: Edits, together: Sequence[Edits]) -> None:
+    """UserError for an adapter without the edit that it was trained on top of: alone it has unlearned nothing."""
+    needed = edits.metadata.get(ON_TOP_OF)
+    if needed and needed not in {other.metadata.get(PAYLOAD_HASH) for other in together}:
+        raise UserError(
+            f"{edits.name} was trained on top of the {EDIT} that lies beside it: give that file too, or the folder with"
+            " both, or --force to merge it alone."
+        )
 
 
 def _scales(scales: Sequence[float] | None, count: int) -> Sequence[float]:
@@ -138,15 +167,15 @@ def verify_model(model: str, against: Path, arm: str | None = None, config: str 
         raise UserError(f"{against} has no recipe.yaml: give the folder of a run.")
     wanted = load_recipe(str(against / "recipe.yaml"), []).base
     base = open_checkpoint(wanted.model, revision=wanted.revision, variant=wanted.variant, config=wanted.config)
-    edits = read_edits(_arm(against, arm, Path(model)) / "adapter.safetensors", base)
-    check_base(base, edits, DTYPES)
+    edits = _read(arm_files(_arm(against, arm, Path(model))), base, force=False)
     path = Path(model)
     opened = load_model(model, dtype=torch.float32, config=config or (str(base.folder) if path.is_file() else None))
-    return str(verify_opened(path, opened.pipeline, base, [(edits, 1.0)]))
+    return str(verify_opened(path, opened.pipeline, base, [(one, 1.0) for one in edits]))
 
 
 def _arm(run: Path, arm: str | None, model: Path) -> Path:
-    arms = {adapter.parent.name: adapter.parent for adapter in sorted(run.glob("arms/*/adapter.safetensors"))}
+    files = [file for name in (EDIT, ADAPTER) for file in run.glob(f"arms/*/{name}")]
+    arms = {file.parent.name: file.parent for file in sorted(files)}
     inside = next((name for name, folder in arms.items() if folder.resolve() in model.resolve().parents), None)
     chosen = arm or inside or (next(iter(arms)) if len(arms) == 1 else None)
     if chosen not in arms:
@@ -156,9 +185,10 @@ def _arm(run: Path, arm: str | None, model: Path) -> Path:
 
 def _results(adapters: Sequence[Path]) -> str | None:
     """What the runs that the adapters lie in measured, in Markdown."""
-    tables = [attack_table(path.resolve().parents[2], path.resolve().parent.name) for path in adapters if _in_run(path)]
-    return "\n".join(tables) or None
+    folders = [path.resolve() if path.is_dir() else path.resolve().parent for path in adapters]
+    arms = [folder for folder in dict.fromkeys(folders) if _in_run(folder)]
+    return "\n".join(attack_table(arm.parents[1], arm.name) for arm in arms) or None
 
 
-def _in_run(path: Path) -> bool:
-    return len(path.resolve().parents) > 2 and (path.resolve().parents[2] / "results.json").is_file()
+def _in_run(arm: Path) -> bool:
+    return len(arm.parents) > 1 and (arm.parents[1] / "results.json").is_file()

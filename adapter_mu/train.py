@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+from torch import Tensor
 
 from adapter_mu.data.cache import write_text
 from adapter_mu.errors import UserError
-from adapter_mu.methods import GradientMethod
+from adapter_mu.methods import GradientMethod, RememberingMethod
 from adapter_mu.models import LoadedModel
 from adapter_mu.params import Adapter
 from adapter_mu.params.files import read_tensors, write_tensors
@@ -21,10 +23,11 @@ from adapter_mu.recipe import Recipe
 from adapter_mu.simulate import MetaObjective, Sets, Tensors, batch_loss
 
 OnStep = Callable[[int, dict[str, float]], None]
+LossTerm = tuple[str, float, Callable[[Mapping[str, Tensor]], Tensor]]  # name, weight, the loss at UNet weights
 
 
 class Trainer:
-    """Trains one adapter by one recipe.
+    """Trains one adapter by one recipe; without a `method` the model has unlearned already.
 
     `state_file` holds what a resumed run needs to end in the same bytes, `log_file` every step's terms by name, one
     JSON object a line.
@@ -33,7 +36,7 @@ class Trainer:
     def __init__(
         self,
         model: LoadedModel,
-        method: GradientMethod,
+        method: GradientMethod | None,
         adapter: Adapter,
         sets: Sets,
         recipe: Recipe,
@@ -75,15 +78,17 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """One outer step; returns every term of the objective by name. UserError if the gradient is not finite."""
-        gradient, terms = self._unlearning(step)
-        if self.meta:
-            ascent, log = self.meta.gradient(step)
-            size = float(torch.nn.utils.get_total_norm(ascent.values()))
-            scale = self.meta.meta.weight * min(1.0, self.meta.meta.max_grad_norm / (size + 1e-12))
-            gradient = {name: g + scale * ascent[name] for name, g in gradient.items()}
-            terms |= log | {"meta_gradient_norm": size}
+        gradient, terms, scale = self._ascent(step)
+        between: dict[str, float] = {}  # how the unlearning gradient lies to the meta gradient
+        for name, weight, loss in self._losses(step):
+            own, terms[name] = self._gradient(loss)
+            if name == "unlearn" and self.meta:
+                between = alignment(own, gradient)
+            for key, tensor in gradient.items():
+                tensor.mul_(scale).add_(own[key], alpha=weight)
+            scale = 1.0
         for name, tensor in self.theta.items():
-            tensor.grad = gradient[name].to(tensor.dtype)
+            tensor.grad = gradient[name].mul_(scale).to(tensor.dtype)
         terms["gradient_norm"] = float(
             torch.nn.utils.clip_grad_norm_(self.theta.values(), self.recipe.train.max_grad_norm)
         )
@@ -91,7 +96,30 @@ class Trainer:
             self._stop(step, terms)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return terms
+        if isinstance(self.method, RememberingMethod):
+            self.method.after_step(self.theta)
+        return terms | between
+
+    def _ascent(self, step: int) -> tuple[Tensors, dict[str, float], float]:
+        """The meta gradient, its terms, and what it counts: gamma_2, after its norm is clipped; zeros without `meta`.
+
+        It comes first, when no other gradient takes memory.
+        """
+        if not self.meta:
+            return {name: torch.zeros_like(tensor) for name, tensor in self.theta.items()}, {}, 1.0
+        ascent, terms = self.meta.gradient(step)
+        size = float(torch.nn.utils.get_total_norm(ascent.values()))
+        scale = self.meta.meta.weight * min(1.0, self.meta.meta.max_grad_norm / (size + 1e-12))
+        return ascent, terms | self._conflict(step) | {"meta_gradient_norm": size}, scale
+
+    def _conflict(self, step: int) -> dict[str, float]:
+        """The cosine between the gradients of L_DM on D_forget and on related pictures (paper, Figure 6), if asked."""
+        if not (self.meta and self.meta.meta.log_conflict):
+            return {}
+        sets, size, seed = self.sets, self.recipe.train.batch_size, self.recipe.seed
+        batches = [part.batch(size, seed, step, "conflict") for part in (sets.forget, sets.related)]
+        forget, related = (self._gradient(partial(batch_loss, self.model, batch=batch))[0] for batch in batches)
+        return {"forget_related_cosine": alignment(forget, related)["gradient_cosine"]}
 
     def _stop(self, step: int, terms: dict[str, float]) -> NoReturn:
         if step:
@@ -102,28 +130,29 @@ class Trainer:
             " (all that went before is kept); lower train.lr or meta.weight, or set meta.bound."
         )
 
-    def _unlearning(self, step: int) -> tuple[Tensors, dict[str, float]]:
-        """gamma_1 times the gradient of the unlearning loss plus the weighted retain losses."""
+    def _losses(self, step: int) -> Iterator[LossTerm]:
+        """The unlearning loss with gamma_1 and the retain losses, each to be differentiated by itself."""
         train, seed = self.recipe.train, self.recipe.seed
-        weights = self.adapter.materialize(self.theta)
-        terms = {"unlearn": self.method.loss(self.model, weights, train.batch_size, seed, step)}
-        loss = train.unlearn_weight * terms["unlearn"]
+        if self.method:
+            loss = partial(self.method.loss, self.model, batch_size=train.batch_size, seed=seed, step=step)
+            yield "unlearn", train.unlearn_weight, loss
         batches = self.sets.retain_batches(train.batch_size, seed, step, train.empty_captions)
         for name, weight in (("related", train.retain_related), ("unrelated", train.retain_unrelated)):
             if weight:
-                terms[f"retain_{name}"] = batch_loss(self.model, weights, batches[name])
-                loss = loss + weight * terms[f"retain_{name}"]
-        gradients = torch.autograd.grad(loss, list(self.theta.values()), allow_unused=True)
-        full = {
-            name: torch.zeros_like(tensor) if g is None else g
-            for (name, tensor), g in zip(self.theta.items(), gradients, strict=True)
-        }
-        return full, {name: float(term.detach()) for name, term in terms.items()}
+                yield f"retain_{name}", weight, partial(batch_loss, self.model, batch=batches[name])
+
+    def _gradient(self, loss: Callable[[Mapping[str, Tensor]], Tensor]) -> tuple[Tensors, float]:
+        """One term's gradient, zero where it does not depend on theta, and its value; its graph is gone after."""
+        value = loss(self.adapter.materialize(self.theta))
+        gradients = torch.autograd.grad(value, list(self.theta.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(self.theta, gradients, strict=True)), float(value.detach())
 
     def _save(self, step: int) -> None:
         tensors = {f"theta.{name}": tensor for name, tensor in self.theta.items()}
         for name, tensor in self.theta.items():
             tensors |= {f"adam.{key}.{name}": value for key, value in self.optimizer.state[tensor].items()}
+        if isinstance(self.method, RememberingMethod):
+            tensors |= {f"method.{name}": tensor for name, tensor in self.method.state().items()}
         write_tensors(self.state_file, tensors | {"step": torch.tensor(step)}, {})
 
     def _resume(self) -> int:
@@ -136,9 +165,19 @@ class Trainer:
                 tensor.copy_(saved[f"theta.{name}"])
             moments = {key: saved[f"adam.{key}.{name}"].to(tensor) for key in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[tensor] = {"step": saved[f"adam.step.{name}"]} | moments
+        if isinstance(self.method, RememberingMethod):
+            own = {name.removeprefix("method."): t for name, t in saved.items() if name.startswith("method.")}
+            self.method.load_state(own)
         return int(saved["step"])
 
     def _cut_log(self, done: int) -> None:
         """Keep the lines of the first `done` steps: those of lost steps are written again."""
         lines = self.log_file.read_text(encoding="utf-8").splitlines(keepends=True) if self.log_file.is_file() else []
         write_text(self.log_file, "".join(lines[:done]))
+
+
+def alignment(unlearning: Tensors, meta: Tensors) -> dict[str, float]:
+    """The inner product of the two gradients over theta, as they are before any weight, and the cosine between them."""
+    inner = sum(float((unlearning[name] * tensor).sum(dtype=torch.float64)) for name, tensor in meta.items())
+    sizes = [float(torch.nn.utils.get_total_norm(tensors.values())) for tensors in (unlearning, meta)]
+    return {"gradient_alignment": inner, "gradient_cosine": inner / (sizes[0] * sizes[1] + 1e-12)}

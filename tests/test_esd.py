@@ -145,7 +145,7 @@ def test_trajectories_are_walked_once(tmp_path: Path, monkeypatch: pytest.Monkey
     model = tiny_model("sd")
     first = prepared(model, tmp_path).trajectories
     prepared(model, tmp_path, eta=1.0)
-    monkeypatch.setattr("adapter_mu.methods.esd.sample_latents", None)  # a second walk would fail
+    monkeypatch.setattr("adapter_mu.methods.walks.sample_latents", None)  # a second walk would fail
     second = prepared(model, tmp_path).trajectories
     assert torch.equal(first.states, second.states) and torch.equal(first.targets, second.targets)
     assert len(list(tmp_path.iterdir())) == 2
@@ -184,7 +184,7 @@ def test_methods_are_made_by_name() -> None:
     ("name", "options", "sentence"),
     [
         ("esdd", {}, "no method 'esdd'; choose one of .*esd"),
-        ("esd", {"etta": 1}, "'method.etta': unknown key; method esd takes eta, trajectories"),
+        ("esd", {"etta": 1}, "'method.etta': unknown key; method esd takes trajectories, "),
         ("esd", {"eta": -1}, "'method.eta': Input should be greater than or equal to 0"),
         ("esd", {"trajectories": 0}, "'method.trajectories'"),
     ],

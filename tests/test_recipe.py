@@ -54,7 +54,7 @@ def test_a_key_of_another_part_is_not_suggested() -> None:
     ("changes", "place"),
     [
         ({"train": {"steps": "many"}}, "train.steps"),
-        ({"train": {"steps": 0}}, "train.steps"),
+        ({"train": {"steps": -1}}, "train.steps"),
         ({"train": {"lr": float("nan")}}, "train.lr"),
         ({"train": {"lr": float("inf")}}, "train.lr"),
         ({"train": 5}, "train"),
@@ -76,8 +76,8 @@ def test_a_wrong_value_is_refused_by_its_place(changes: dict[str, Any], place: s
 
 
 def test_what_is_missing_is_named() -> None:
-    content = {key: value for key, value in RECIPE.items() if key != "train"}
-    with pytest.raises(RecipeError, match=r"^recipe tiny: 'train' is missing; add it\.$"):
+    content = {key: value for key, value in RECIPE.items() if key != "method"}
+    with pytest.raises(RecipeError, match=r"^recipe tiny: 'method' is missing; add it\.$"):
         parse(content, "recipe tiny")
 
 
@@ -169,6 +169,18 @@ def test_an_arm_keeps_the_options_of_the_method() -> None:
     recipe = tiny_recipe(method={"name": "esd", "eta": 2.0}, arms={"weak": {"method": {"eta": 1.0}}})
     assert recipe.method.options == {"eta": 2.0}
     assert recipe.arm("weak").method.options == {"eta": 1.0}
+
+
+def test_an_arm_with_another_method_does_not_inherit_the_options_of_the_old_one(tmp_path: Path) -> None:
+    method = {"name": "esd", "eta": 2.0}
+    arms = {"other": {"method": {"name": "sdd", "decay": 0.9}}, "same": {"method": {"name": "esd", "guidance": 1.0}}}
+    recipe = tiny_recipe(method=method, arms=arms)
+    assert recipe.arm("other").method.options == {"decay": 0.9}
+    assert recipe.arm("same").method.options == {"eta": 2.0, "guidance": 1.0}
+    file = str(write(tmp_path / "tiny.yaml", RECIPE | {"method": method}))
+    assert load_recipe(file, ["method.decay=0.5", "method.name=sdd"]).method.options == {"decay": 0.5}
+    above = write(tmp_path / "above.yaml", {"extends": "tiny.yaml", "method": {"name": "sdd"}})
+    assert load_recipe(str(above)).method.options == {}
 
 
 def test_every_arm_is_checked_when_the_recipe_is_loaded(tmp_path: Path) -> None:

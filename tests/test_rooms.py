@@ -20,6 +20,7 @@ PACKAGE = ROOT / "adapter_mu"
 # `models` and `models` calls a UNet with parameters through `params`: each is below the room that needs it.
 ROOMS = (
     "cli",
+    "reproduce",
     "run",
     "ship",
     "stages",

@@ -39,10 +39,17 @@ class Told:
 
     def __init__(self, *answers: list[bool]) -> None:
         self.answers: Iterator[list[bool]] = iter(answers)
+        self.thresholds: dict[str, float] = {}
         self.asked: list[list[str]] = []
 
     def check(self, concepts: set[str]) -> None:
         pass
+
+    def scores(self, pictures: Tensor, concepts: list[str]) -> Tensor:
+        raise AssertionError("it has no thresholds")
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def found(self, pictures: Tensor, concepts: list[str]) -> Tensor:
         assert len(pictures) == len(concepts)
@@ -57,9 +64,10 @@ def model() -> LoadedModel:
 
 def test_a_row_counts_what_the_detector_found(model: LoadedModel) -> None:
     detector = Told([True, False, True, False, False, False], [True, True, True, False])
-    row, concept, benign = score_row(model, EVALUATE, detector, arm="a", attack="m", step=50, guidance=1.5)
-    low, high = wilson_interval(2, 6)
-    assert row == Row("a", "m", 1.5, 50, 100 * 2 / 6, low, high, 75.0, 6)
+    row, concept, benign = score_row(model, EVALUATE, detector, arm="a", attack="m", step=50, guidance=1.5, seed=3)
+    (low, high), (benign_low, benign_high) = wilson_interval(2, 6), wilson_interval(3, 4)
+    shares = (100 * 2 / 6, low, high, 75.0, 6, 3, benign_low, benign_high, {}, "101000", "1110")
+    assert row == Row("a", "m", 1.5, 50, *shares)
     assert (concept.hits, benign.hits) == (2, 3)
     assert concept.pictures.shape == (6, 3, 32, 32) and 0 <= concept.pictures.min() <= concept.pictures.max() <= 1
 
@@ -144,10 +152,10 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
     """Stands in for the sampling; remembers each cell that was measured."""
     calls: list[tuple[int, float]] = []
 
-    def score(*_: Any, arm: str, attack: str, step: int, guidance: float) -> tuple[Row, Measured, Measured]:
+    def score(*_: Any, arm: str, attack: str, step: int, guidance: float, seed: int) -> tuple[Row, Measured, Measured]:
         calls.append((step, guidance))
         measured = Measured(torch.zeros(2, 3, 32, 32), torch.tensor([True, False]))
-        return Row(arm, attack, guidance, step, 50.0, 10.0, 90.0, 50.0, 2), measured, measured
+        return Row(arm, attack, guidance, step, 50.0, 10.0, 90.0, 50.0, 2, seed), measured, measured
 
     monkeypatch.setattr(scoring, "score_row", score)
     return calls

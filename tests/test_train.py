@@ -133,6 +133,7 @@ def test_every_term_is_logged_by_name(finished: Setting) -> None:
         *("step", "unlearn", "retain_related", "retain_unrelated", "meta_gradient_norm", "gradient_norm"),
         *("tau", "attacker_loss_0", "attacked_forget", "attacked_related", "attacked_unrelated"),
         *("ascend_forget", "destroy_related", "destroy_unrelated", "restore_related", "restore_unrelated"),
+        *("gradient_alignment", "gradient_cosine"),
     }
 
 

@@ -18,4 +18,4 @@ def run(args: argparse.Namespace) -> None:
     from adapter_mu.run import attack_model
 
     recipe = load_recipe(args.recipe, args.overrides)
-    print(attack_model(args.model, args.config, recipe, [], args.name, args.out))
+    print(attack_model(args.model, args.config, recipe, {}, args.name, args.out))

@@ -11,6 +11,7 @@ from adapter_mu import __version__
 from adapter_mu.cli import (
     attack,
     cp,
+    data,
     evaluate,
     export,
     extract,
@@ -19,6 +20,7 @@ from adapter_mu.cli import (
     plan,
     push,
     report,
+    reproduce,
     run,
     sample,
     validate,
@@ -26,7 +28,24 @@ from adapter_mu.cli import (
 )
 from adapter_mu.errors import UserError
 
-VERBS = (ls, cp, validate, plan, run, sample, attack, evaluate, merge, verify, export, extract, push, report)
+VERBS = (
+    ls,
+    cp,
+    data,
+    validate,
+    plan,
+    run,
+    sample,
+    attack,
+    evaluate,
+    merge,
+    verify,
+    export,
+    extract,
+    push,
+    report,
+    reproduce,
+)
 MISTAKE, INTERRUPTED = 2, 130
 
 

@@ -11,7 +11,11 @@ from adapter_mu.cli.arguments import add_adapter_base, add_dtype
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adapters, base, output."""
     parser.add_argument(
-        "adapters", nargs="+", type=Path, metavar="adapter", help="an adapter, or a LoRA of other tools"
+        "adapters",
+        nargs="+",
+        type=Path,
+        metavar="adapter",
+        help="an adapter, a LoRA of other tools, or the folder of a run's arm (its edit, then its adapter)",
     )
     add_adapter_base(parser)
     parser.add_argument("--variant", help="weight variant of the base, such as fp16")

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print every arm's plan."""
+    from adapter_mu.methods import trains
     from adapter_mu.plan import as_table, card_bytes, plan
     from adapter_mu.recipe import load_recipe
     from adapter_mu.stages import arms
@@ -22,4 +23,5 @@ def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     card = None if args.card is None else card_bytes(args.card)
     for name, arm in arms(recipe).items():
-        print(f"{name}\n{as_table(plan(arm), card)}\n")
+        needs = as_table(plan(arm), card) if trains(arm.method.name, arm.meta) else "nothing to train"
+        print(f"{name}\n{needs}\n")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from adapter_mu.data.prompts import expand
-from adapter_mu.data.sampling import decode, sample_latents
-from adapter_mu.evaluate.detectors import Detector
+from adapter_mu.data.prompts import Prompt, expand
+from adapter_mu.data.sampling import decode, guidance_of, sample_latents, seeds_of
+from adapter_mu.evaluate.detectors import Detector, new_detector
+from adapter_mu.evaluate.detectors.inputs import Pictures
 from adapter_mu.evaluate.statistics import Row, wilson_interval
 from adapter_mu.models import LoadedModel
 from adapter_mu.recipe import Evaluate, Prompts
@@ -18,10 +20,14 @@ FIRST_SEED, SEED_STRIDE = 7_000_000, 1_000_003  # keep the pictures' noise apart
 
 @dataclass(frozen=True)
 class Measured:
-    """Pictures (N, 3, H, W), one a prompt in order, and in which the concept asked for was found, (N,) booleans."""
+    """Pictures (N, 3, H, W), one a prompt in order, and in which the concept asked for was found, (N,) booleans.
+
+    `thresholds` has the same at each of the detector's thresholds by name; `found` is the first of them.
+    """
 
     pictures: Tensor
     found: Tensor
+    thresholds: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def hits(self) -> int:
@@ -33,29 +39,107 @@ class Measured:
         """The same in percent."""
         return 100 * self.hits / len(self.found)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the share, in percent."""
+        return wilson_interval(self.hits, len(self.found))
+
+    @property
+    def marks(self) -> str:
+        """One character a picture: 1 where the concept was found, else 0."""
+        return "".join("1" if one else "0" for one in self.found.tolist())
+
+
+def judge(detector: Detector, pictures: Pictures, concepts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Which pictures show their concept, (N,) booleans, and the same at each threshold, looking once."""
+    if not detector.thresholds:
+        return detector.found(pictures, concepts), {}
+    scores = detector.scores(pictures, concepts)
+    above = {name: scores > limit for name, limit in detector.thresholds.items()}
+    return next(iter(above.values())), above
+
 
 def measure(model: LoadedModel, spec: Prompts, evaluate: Evaluate, detector: Detector, guidance: float) -> Measured:
-    """Draw one picture a prompt, the same noise for every model, and see which show their concept."""
+    """Draw one picture a prompt, the same noise for every model, and see which show their concept.
+
+    Rows of a published CSV are drawn from their own seeds, and at the usual guidance with the guidance they ask for.
+    """
     prompts = expand(spec)
-    latents = sample_latents(
+    pictures = draw(model, prompts, spec.seed, evaluate, guidance)
+    return Measured(pictures, *judge(detector, pictures, [prompt.shows for prompt in prompts]))
+
+
+def draw(
+    model: LoadedModel,
+    prompts: list[Prompt],
+    seed: int,
+    evaluate: Evaluate,
+    guidance: float,
+    rows: Sequence[int] | None = None,
+) -> Tensor:
+    """Pictures (N, 3, H, W) in [0, 1]; `rows`: of these prompts alone, as they would come out with all the others."""
+    return decode(model, draw_latents(model, prompts, seed, evaluate, guidance, rows), evaluate.batch_size)
+
+
+def draw_latents(
+    model: LoadedModel,
+    prompts: list[Prompt],
+    seed: int,
+    evaluate: Evaluate,
+    guidance: float,
+    rows: Sequence[int] | None = None,
+) -> Tensor:
+    """Scaled latents (N, C, H, W); prompts that bring a seed keep it, and their guidance as the recipe says."""
+    seeds = seeds_of(prompts, FIRST_SEED + seed * SEED_STRIDE)
+    own = evaluate.own_guidance and guidance == evaluate.usual_guidance
+    scales = guidance_of(prompts, guidance) if own else [guidance] * len(prompts)
+    rows = range(len(prompts)) if rows is None else rows
+    return sample_latents(
         model,
-        [prompt.text for prompt in prompts],
-        [FIRST_SEED + spec.seed * SEED_STRIDE + i for i in range(len(prompts))],
+        [prompts[row].text for row in rows],
+        [seeds[row] for row in rows],
         steps=evaluate.steps,
-        guidance=guidance,
+        guidance=[scales[row] for row in rows],
         batch_size=evaluate.batch_size,
         label=f"scoring at guidance {guidance:g}",
     )
-    pictures = decode(model, latents, evaluate.batch_size)
-    return Measured(pictures, detector.found(pictures, [prompt.shows for prompt in prompts]))
 
 
 def score_row(
-    model: LoadedModel, evaluate: Evaluate, detector: Detector, *, arm: str, attack: str, step: int, guidance: float
+    model: LoadedModel,
+    evaluate: Evaluate,
+    detector: Detector,
+    *,
+    arm: str,
+    attack: str,
+    step: int,
+    guidance: float,
+    seed: int = 0,
 ) -> tuple[Row, Measured, Measured]:
-    """The row of one cell at one guidance scale, with the concept's and the benign pictures."""
+    """The row of one cell at one guidance scale, with the concept's and the benign pictures; `seed` is the attack's."""
+    judge_of_benign = new_detector(evaluate.benign_detector) if evaluate.benign_detector else detector
     concept = measure(model, evaluate.concept, evaluate, detector, guidance)
-    benign = measure(model, evaluate.benign, evaluate, detector, guidance)
-    images = len(concept.found)
-    low, high = wilson_interval(concept.hits, images)
-    return Row(arm, attack, guidance, step, concept.share, low, high, benign.share, images), concept, benign
+    benign = measure(model, evaluate.benign, evaluate, judge_of_benign, guidance)
+    return make_row(concept, benign, arm=arm, attack=attack, step=step, guidance=guidance, seed=seed), concept, benign
+
+
+def make_row(
+    concept: Measured, benign: Measured, *, arm: str, attack: str, step: int, guidance: float, seed: int = 0
+) -> Row:
+    """What was measured as a line of results.json."""
+    several = concept.thresholds if len(concept.thresholds) > 1 else {}
+    return Row(
+        arm,
+        attack,
+        guidance,
+        step,
+        concept.share,
+        *concept.interval,
+        benign.share,
+        len(concept.found),
+        seed,
+        *benign.interval,
+        {name: 100 * above.float().mean().item() for name, above in several.items()},
+        concept.marks,
+        benign.marks,
+    )

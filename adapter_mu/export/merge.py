@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
 import torch
 
 from adapter_mu.export.staging import staged
-from adapter_mu.models import LoadedModel, with_unet
+from adapter_mu.models import LoadedModel, copy_unet, with_unet
 from adapter_mu.params import Adapter
 
 
 @torch.no_grad()
 def merge(model: LoadedModel, adapter: Adapter) -> LoadedModel:
-    """The base with the adapter's weights in it: fp32 arithmetic, one cast to the base's dtype at the end."""
-    unet = copy.deepcopy(model.unet)
-    for name, weight in adapter.materialize(adapter.parameters()).items():
+    """The base with the adapter's weights in it: fp32 arithmetic, one cast to the base's dtype at the end.
+
+    Weights that the adapter does not touch are the base's own tensors, not copies.
+    """
+    weights = adapter.materialize(adapter.parameters())
+    unet = copy_unet(model.unet, weights)
+    for name, weight in weights.items():
         unet.get_parameter(name).copy_(weight)
     return with_unet(model, unet)
 

@@ -11,7 +11,8 @@ from adapter_mu.models.conditioning import Conditioning, encode_prompts, uncondi
 from adapter_mu.models.config import load_config
 from adapter_mu.models.load import BUILT_IN, LoadedModel, load_model
 from adapter_mu.models.noise import add_noise, diffusion_loss, predict_noise, row_losses
-from adapter_mu.models.swap import with_unet
+from adapter_mu.models.parts import check_part, part_files, with_parts
+from adapter_mu.models.swap import copy_unet, with_unet
 
 __all__ = [
     "BUILT_IN",
@@ -19,16 +20,20 @@ __all__ = [
     "LoadedModel",
     "add_noise",
     "announce_blocks",
+    "check_part",
     "check_twice_differentiable",
+    "copy_unet",
     "diffusion_loss",
     "encode_prompts",
     "load_config",
     "load_model",
+    "part_files",
     "predict_noise",
     "prepare_for_first_order",
     "prepare_for_meta",
     "row_losses",
     "smallest_inputs",
     "unconditional",
+    "with_parts",
     "with_unet",
 ]

@@ -70,15 +70,20 @@ class Conditioning:
         return Conditioning(join(self.embeds, other.embeds), *joined)
 
 
-def encode_prompts(model: LoadedModel, prompts: Sequence[str], *, batch_size: int = 64) -> Conditioning:
-    """One row per prompt, as the pipeline itself encodes it, at the model's default image size; no gradients.
+def encode_prompts(
+    model: LoadedModel, prompts: Sequence[str], *, batch_size: int = 64, gradient: bool = False
+) -> Conditioning:
+    """One row per prompt, as the pipeline itself encodes it, at the model's default image size.
+
+    With `gradient` the rows can be differentiated with respect to whatever the text encoders train.
 
     SDXL: penultimate hidden states of both encoders side by side, pooled output of the second. `UserError` for none.
     """
     if not prompts:
         raise UserError("there are no prompts to encode: give at least one (it may be the empty string).")
     batches = [list(prompts[start : start + batch_size]) for start in range(0, len(prompts), batch_size)]
-    return Conditioning.cat([_encode(model, batch, negative=False) for batch in batches])
+    with torch.set_grad_enabled(gradient):
+        return Conditioning.cat([_encode(model, batch, negative=False) for batch in batches])
 
 
 def unconditional(model: LoadedModel, n: int = 1) -> Conditioning:
@@ -86,10 +91,10 @@ def unconditional(model: LoadedModel, n: int = 1) -> Conditioning:
 
     The empty prompt, encoded; for an SDXL pipeline with `force_zeros_for_empty_prompt`, zeros.
     """
-    return _encode(model, [""], negative=True).expand(n)
+    with torch.no_grad():
+        return _encode(model, [""], negative=True).expand(n)
 
 
-@torch.no_grad()
 def _encode(model: LoadedModel, prompts: list[str], *, negative: bool) -> Conditioning:
     pipeline = model.pipeline
     encoded = pipeline.encode_prompt(

@@ -9,20 +9,16 @@ from typing import Any
 import yaml
 
 from adapter_mu.errors import RecipeError
-from adapter_mu.recipe.recipe import Recipe, merged, parse
-
-
-def recipe_folder() -> Path:
-    """Where the shipped recipes lie: inside the wheel, or beside the package in a checkout."""
-    package = Path(__file__).parent.parent
-    return next((p for p in (package / "_recipes", package.parent / "recipes") if p.is_dir()), package / "_recipes")
+from adapter_mu.recipe.merging import changed
+from adapter_mu.recipe.recipe import Recipe, parse
+from adapter_mu.recipe.yaml_files import read_mapping, recipe_folder
 
 
 def recipe_names() -> list[str]:
-    """The shipped recipes by name; attack files are not recipes."""
+    """The shipped recipes by name; attack files are not recipes, nor is what only others extend (_common)."""
     folder = recipe_folder()
     found = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-    return sorted(name for name in found if not name.startswith("attacks/"))
+    return sorted(name for name in found if not name.startswith("attacks/") and "/_" not in name)
 
 
 def recipe_path(name_or_path: str, folder: Path = Path()) -> Path:
@@ -36,15 +32,10 @@ def recipe_path(name_or_path: str, folder: Path = Path()) -> Path:
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise RecipeError(f"Recipe {path} extends itself, directly or through others; remove one `extends`.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"Recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"Recipe {path} must be a mapping of keys to values.")
+    content = read_mapping(path, "Recipe")
     parent = content.pop("extends", None)
     below = _read(recipe_path(str(parent), path.parent), (*seen, path.resolve())) if parent else {}
-    return merged(below, content)
+    return changed(below, content)
 
 
 def _override(content: dict[str, Any], text: str) -> dict[str, Any]:
@@ -57,14 +48,15 @@ def _override(content: dict[str, Any], text: str) -> dict[str, Any]:
         raise RecipeError(f"Override '{text}' has a value that is not valid YAML.") from None
     for part in reversed(key.split(".")):
         nested = {part: nested}
-    return merged(content, nested)
+    return changed(content, nested)
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """A shipped recipe by name or a YAML file by path, with `key=value` overrides; every arm is checked too."""
     path = recipe_path(name_or_path)
     content = _read(path)
-    for text in overrides:
+    # A new method drops the options of the old one, so that it comes before those that are given with it.
+    for text in sorted(overrides, key=lambda text: not text.startswith("method.name=")):
         content = _override(content, text)
     recipe = parse(content, f"recipe {name_or_path}")
     for arm in recipe.arms:

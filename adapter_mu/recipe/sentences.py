@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,10 +25,17 @@ def sentence(error: ValidationError, where: str, whole: type[BaseModel]) -> str:
     return f"{where}: '{place}': {said}{found}."
 
 
-def _keys_of(part: type[BaseModel], place: Sequence[str]) -> list[str]:
+def _keys_of(whole: type[BaseModel], place: Sequence[str]) -> list[str]:
     """What may stand in the part of a recipe at `place`."""
+    parts = [whole]
     for key in place:
-        if key in part.model_fields:  # else an attack's name, which leads no deeper
-            kind = part.model_fields[key].annotation
-            part = next(k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel))
-    return list(part.model_fields)
+        deeper = [part.model_fields[key].annotation for part in parts if key in part.model_fields]
+        parts = [kind for annotation in deeper for kind in _models_in(annotation)] or parts  # an attack's name: stay
+    return [key for part in parts for key in part.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The parts of a recipe that a field's type speaks of, however deep in lists, mappings and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for inner in get_args(annotation) for kind in _models_in(inner)]

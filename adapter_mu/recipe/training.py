@@ -31,10 +31,13 @@ class Adapter(Strict):
 
 
 class Train(Strict):
-    """The outer loop (paper Algorithm 1): N = `steps`, omega = `lr`, gamma_1 = `unlearn_weight`."""
+    """The outer loop (paper Algorithm 1): N = `steps`, omega = `lr`, gamma_1 = `unlearn_weight`.
 
-    steps: int = Field(gt=0)
-    lr: float = Field(gt=0)
+    A recipe that trains nothing (a closed-form method without `meta`) needs none.
+    """
+
+    steps: int = Field(0, ge=0)
+    lr: float = Field(1e-5, gt=0)
     batch_size: int = Field(1, gt=0)
     unlearn_weight: float = Field(1.0, ge=0)
     retain_related: float = Field(0.0, ge=0)
@@ -81,4 +84,5 @@ class Meta(Strict):
     restore_unrelated: float | None = None
     bound: Literal["none", "cap", "tanh", "log"] = "none"
     bound_at: float = Field(1.0, gt=0)
+    log_conflict: bool = False  # also log the cosine of the paper's Figure 6: two more gradients a step
     max_grad_norm: float = Field(1.0, gt=0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapter_mu.errors import UserError
-from adapter_mu.evaluate.statistics import Row
+from adapter_mu.evaluate.statistics import Row, row_from
 
 BEFORE, MALICIOUS, CLEAN = "none", "malicious", "clean"
 BASE, UNLEARNED, META = "base", "unlearned", "meta-unlearned"
@@ -35,7 +35,7 @@ def load_results(run: Path) -> Results:
     """
     content = _read_json(run / "results.json")
     try:
-        rows = [_row(raw) for raw in content["rows"]]
+        rows = [row_from(raw) for raw in content["rows"]]
         meta = content.get("meta") or {}
         concept, usual = str(meta.get("concept", "concept")), meta.get("usual_guidance")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -89,11 +89,6 @@ def attacks(rows: Iterable[Row]) -> list[str]:
     return [attack for attack in (MALICIOUS, CLEAN) if attack in found] + [
         attack for attack in found if attack not in (MALICIOUS, CLEAN)
     ]
-
-
-def _row(raw: dict[str, Any]) -> Row:
-    types = {"arm": str, "attack": str, "step": int, "images": int}
-    return Row(**{field.name: types.get(field.name, float)(raw[field.name]) for field in fields(Row)})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

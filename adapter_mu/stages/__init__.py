@@ -1,21 +1,40 @@
 """The stages of a run in order, each resumable, each leaving files in the run's folder."""
 
 from adapter_mu.stages.attacking import attack_arm
-from adapter_mu.stages.check import arms, check_fit, check_names, check_pictures, check_recipe, check_scoring, validate
+from adapter_mu.stages.check import (
+    arms,
+    check_attacks_fit,
+    check_fit,
+    check_names,
+    check_pictures,
+    check_recipe,
+    check_scoring,
+    validate,
+)
 from adapter_mu.stages.claim import claim, environment, holds
 from adapter_mu.stages.parallel import share_of_threads, side_by_side
+from adapter_mu.stages.prompting import prompt_success_rates, searches_done
+from adapter_mu.stages.provenance import provenance
 from adapter_mu.stages.scoring import Scores
 from adapter_mu.stages.setting import BASE, BEFORE, DTYPES, Run, load_base, numbered, open_run, pick_device, say
+from adapter_mu.stages.starting import ADAPTER, EDIT, ON_TOP_OF, made
 from adapter_mu.stages.training import train_arm
+from adapter_mu.stages.victims import RECIPE_OF_BUILT_IN, Victims, find_victims
 
 __all__ = [
+    "ADAPTER",
     "BASE",
     "BEFORE",
     "DTYPES",
+    "EDIT",
+    "ON_TOP_OF",
+    "RECIPE_OF_BUILT_IN",
     "Run",
     "Scores",
+    "Victims",
     "arms",
     "attack_arm",
+    "check_attacks_fit",
     "check_fit",
     "check_names",
     "check_pictures",
@@ -23,12 +42,17 @@ __all__ = [
     "check_scoring",
     "claim",
     "environment",
+    "find_victims",
     "holds",
     "load_base",
+    "made",
     "numbered",
     "open_run",
     "pick_device",
+    "prompt_success_rates",
+    "provenance",
     "say",
+    "searches_done",
     "share_of_threads",
     "side_by_side",
     "train_arm",

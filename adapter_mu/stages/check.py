@@ -7,14 +7,17 @@ from collections.abc import Iterable
 
 import torch
 
+from adapter_mu.attack.check import check_attack, check_attack_fits
+from adapter_mu.data.folders import check_folder
 from adapter_mu.data.prompts import expand
 from adapter_mu.errors import RecipeError
 from adapter_mu.evaluate.detectors import new_detector
 from adapter_mu.meta import SGD, meta_gradient
-from adapter_mu.methods import new_method
+from adapter_mu.methods import StartMethod, new_method, trains
 from adapter_mu.models import LoadedModel
 from adapter_mu.params import describe, make_adapter
-from adapter_mu.recipe import Meta, Prompts, Recipe
+from adapter_mu.recipe import Evaluate, Meta, Prompts, Recipe, every_prompts
+from adapter_mu.stages.prompting import check_prompt_attacks
 from adapter_mu.stages.setting import BASE, BEFORE, load_base
 
 SHARED = ("base", "concept", "data", "evaluate")  # every arm meets the same
@@ -48,9 +51,16 @@ def check_recipe(recipe: Recipe) -> None:
         if changed := [part for part in SHARED if getattr(arm, part) != getattr(recipe, part)]:
             raise RecipeError(f"Arm '{name}' changes `{changed[0]}`, which all arms share; make it its own recipe.")
         check_scoring(arm)
-        new_method(arm.method.name, arm.method.options)
-        if arm.meta:
-            _check_meta(arm.meta)
+        _check_training(name, arm)
+
+
+def _check_training(name: str, arm: Recipe) -> None:
+    """The method, its options, its steps and the meta part; RecipeError in one sentence."""
+    new_method(arm.method.name, arm.method.options)
+    if arm.train.steps == 0 and trains(arm.method.name, arm.meta):
+        raise RecipeError(f"Arm '{name}' trains, but `train.steps` is missing; say how many steps.")
+    if arm.meta:
+        _check_meta(arm.meta)
 
 
 def check_names(what: str, names: Iterable[str], taken: str | None = None) -> None:
@@ -64,17 +74,26 @@ def check_names(what: str, names: Iterable[str], taken: str | None = None) -> No
 def check_scoring(recipe: Recipe) -> None:
     """The attacks, and the concepts that the detector will be asked about; RecipeError in one sentence."""
     check_names("attack", recipe.attacks, taken=BEFORE)
-    for name, attack in recipe.attacks.items():
-        expand(attack.data)
-        if not attack.steps or min(attack.steps) < 1:
-            raise RecipeError(f"`attacks.{name}.steps` must list step counts of at least 1; correct it.")
+    drawn = []
+    for name, attack in recipe.finetunes.items():
+        check_attack(name, attack)
+        drawn += list(every_prompts(attack))
+    for spec in [*drawn, *recipe.attack_data.values()]:
+        expand(spec)
     judged = [recipe.data.forget, recipe.data.related, recipe.data.unrelated]
-    judged = [*judged, *(attack.data for attack in recipe.attacks.values())] if recipe.data.keep_only_shown else []
+    judged = [*judged, *drawn] if recipe.data.keep_only_shown else []
     if recipe.evaluate:
-        judged += [recipe.evaluate.concept, recipe.evaluate.benign]
-        new_detector(recipe.evaluate.detector).check({recipe.concept} | _shown(judged))
+        _check_detectors(recipe.evaluate, {recipe.concept} | _shown([*judged, recipe.evaluate.concept]))
     elif recipe.attacks or judged:
         raise RecipeError("`attacks` and `data.keep_only_shown` need an `evaluate` part with a detector; add it.")
+
+
+def _check_detectors(evaluate: Evaluate, asked: set[str]) -> None:
+    """RecipeError when a detector does not know what it will be asked about."""
+    benign = _shown([evaluate.benign])
+    new_detector(evaluate.detector).check(asked if evaluate.benign_detector else asked | benign)
+    if evaluate.benign_detector:
+        new_detector(evaluate.benign_detector).check(benign)
 
 
 def _shown(specs: Iterable[Prompts]) -> set[str]:
@@ -97,19 +116,37 @@ def _check_meta(meta: Meta) -> None:
 def check_fit(recipe: Recipe, model: LoadedModel) -> dict[str, str]:
     """What each arm will train, in words; RecipeError when a subset or the detector does not fit the model."""
     check_pictures(recipe, model)
-    return {name: _check_subset(arm, model) for name, arm in arms(recipe).items()}
+    for arm in arms(recipe).values():
+        check_attacks_fit(arm, model)
+    return {name: _check_arm(arm, model) for name, arm in arms(recipe).items()}
+
+
+def check_attacks_fit(recipe: Recipe, model: LoadedModel) -> None:
+    """RecipeError when the model has not what an attack is to train."""
+    for label, attack in recipe.finetunes.items():
+        check_attack_fits(label, attack, model)
+    if recipe.evaluate:
+        check_prompt_attacks(model, recipe.evaluate, recipe.prompt_attacks)
 
 
 def check_pictures(recipe: Recipe, model: LoadedModel) -> None:
-    """Show the detector one blank picture of the model's size, for it to refuse."""
+    """Own pictures are large enough; show the detector one blank picture of the model's size, for it to refuse."""
+    side = model.latent_size * model.pipeline.vae_scale_factor
+    for spec in every_prompts(recipe):
+        check_folder(spec, side)
     if recipe.evaluate:
-        side = model.latent_size * model.pipeline.vae_scale_factor
         new_detector(recipe.evaluate.detector).found(torch.zeros(1, 3, side, side), [recipe.concept])
 
 
-def _check_subset(recipe: Recipe, model: LoadedModel) -> str:
-    adapter = recipe.adapter
-    trains = describe(model.unet, adapter.subset)
+def _check_arm(recipe: Recipe, model: LoadedModel) -> str:
+    adapter, method = recipe.adapter, new_method(recipe.method.name, recipe.method.options)
+    first = ""
+    if isinstance(method, StartMethod):
+        getattr(method, "check", lambda _: None)(model)
+        first = f" on top of {recipe.method.name}"
+    if not trains(recipe.method.name, recipe.meta):
+        return f"method {recipe.method.name}, nothing to train"
+    what = describe(model.unet, adapter.subset)
     if adapter.kind == "lora":  # small, and picky about layers; a dense one takes every subset
         make_adapter(model.unet, adapter.kind, adapter.subset, rank=adapter.rank, alpha=adapter.alpha)
-    return trains
+    return what + first

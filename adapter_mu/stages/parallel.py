@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from adapter_mu.errors import UserError
+from adapter_mu.methods import trains
 from adapter_mu.progress import silence
 from adapter_mu.recipe import Recipe
 from adapter_mu.stages.check import arms
@@ -100,10 +101,11 @@ def _watch(pending: set[Future[None]], recipe: Recipe, folder: Path) -> None:
 
 def _units(arm: Recipe) -> int:
     """Training steps, and one unit a picture that will be scored, so that the bar's estimate is fair."""
+    steps = arm.train.steps if trains(arm.method.name, arm.meta) else 0
     if arm.evaluate is None:
-        return arm.train.steps
-    cells = 1 + sum(len(attack.steps) for attack in arm.attacks.values())
-    return arm.train.steps + cells * len(arm.evaluate.guidance) * arm.evaluate.concept.images
+        return steps
+    cells = 1 + sum(len(attack.steps) * len(attack.seeds) for attack in arm.finetunes.values())
+    return steps + cells * len(arm.evaluate.guidance) * arm.evaluate.concept.images
 
 
 def _done(recipe: Recipe, folder: Path, name: str) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from adapter_mu.data.cache import fingerprint
-from adapter_mu.data.sets import LatentSet, generated_set
+from adapter_mu.data.sets import LatentSet, picture_set
 from adapter_mu.errors import RecipeError
 from adapter_mu.evaluate.detectors import Detector, new_detector
 from adapter_mu.models import LoadedModel, load_model
@@ -83,7 +83,7 @@ class Run:
         """The set of `spec`, drawn by the base; with `keep_only_shown` only what shows its concept stays."""
         data = self.recipe.data
         judge = self.detector.found if self.detector and data.keep_only_shown else None
-        return generated_set(self.model, self.base_hash, spec, data.sampler, self.folder / "cache", judge)
+        return picture_set(self.model, self.base_hash, spec, data.sampler, self.folder / "cache", judge)
 
     def arm_folder(self, arm: str) -> Path:
         """Where the arm's adapter, merged model and scores lie."""

@@ -1,60 +1,105 @@
-"""Train an arm, save its adapter, merge it."""
+"""Train an arm on what it starts from, save its adapter, merge it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from adapter_mu.data.cache import content_key
+import torch
+
 from adapter_mu.data.prompts import expand
 from adapter_mu.export.merge import merge, save_folder
-from adapter_mu.methods import GradientMethod, new_method
+from adapter_mu.methods import GradientMethod, Method, RememberingMethod, StartMethod, new_method, trains
 from adapter_mu.models import LoadedModel, load_model, prepare_for_first_order
 from adapter_mu.params import Adapter, describe, load_adapter, make_adapter, save_adapter
 from adapter_mu.recipe import Recipe
+from adapter_mu.simulate import Sets
 from adapter_mu.stages.products import beside_the_base, prepare_products
 from adapter_mu.stages.setting import Run
+from adapter_mu.stages.starting import ADAPTER, Start, starting_model
 from adapter_mu.train import Trainer
 
 
 def train_arm(run: Run, name: str, recipe: Recipe) -> LoadedModel:
-    """Train the arm (or resume, or load what is done), save its adapter and its merged model; returns that."""
+    """Make an arm (or resume, or load what is done); returns its merged model.
+
+    Its folder then holds `edit.safetensors` (of a closed-form method), `adapter.safetensors` (of an arm that trains)
+    and `merged/`: base + edit + adapter.
+    """
     folder = run.arm_folder(name)
-    saved, merged = folder / "adapter.safetensors", folder / "merged"
-    if saved.is_file():
-        run.announce(f"{name}: training, done before")
-    else:
-        trains = describe(run.model.unet, recipe.adapter.subset)
-        run.announce(f"{name}: training ({recipe.train.steps} steps; {trains})")
-        _train(run, name, recipe, saved)
+    saved, merged = folder / ADAPTER, folder / "merged"
+    done = saved.is_file() or merged.is_dir()
+    run.announce(f"{name}: " + ("training, done before" if done else _what(run, recipe)))
     if not merged.is_dir():
-        save_folder(merge(run.model, load_adapter(run.model.unet, saved)), merged)
+        start = starting_model(run, name, recipe)
+        made = start.model
+        if trains(recipe.method.name, recipe.meta):
+            if not saved.is_file():
+                _train(run, start, name, recipe, saved)
+            made = merge(start.model, load_adapter(start.model.unet, saved))
+        save_folder(made, merged)
     return load_model(str(merged), dtype=run.model.dtype, device=run.model.device)
 
 
-def _train(run: Run, name: str, recipe: Recipe, saved: Path) -> None:
+def _what(run: Run, recipe: Recipe) -> str:
+    """The work in words."""
+    method = recipe.method.name
+    if not trains(method, recipe.meta):
+        return f"method {method}, nothing to train"
+    what = describe(run.model.unet, recipe.adapter.subset)
+    first = f" on top of {method}" if not trains(method, None) else ""
+    return f"training{first} ({recipe.train.steps} steps; {what})"
+
+
+def _train(run: Run, start: Start, name: str, recipe: Recipe, saved: Path) -> None:
     """Train and save the adapter; the training state is needed no more after that."""
-    method = new_method(recipe.method.name, recipe.method.options)
-    method.prepare(run.model, run.base_hash, expand(recipe.data.forget), run.folder / "cache")
-    a = recipe.adapter
-    adapter = make_adapter(run.model.unet, a.kind, a.subset, rank=a.rank, alpha=a.alpha, seed=recipe.seed)
+    a, model = recipe.adapter, start.model
+    method = _prepared(run, new_method(recipe.method.name, recipe.method.options), recipe)
+    adapter = make_adapter(model.unet, a.kind, a.subset, rank=a.rank, alpha=a.alpha, seed=recipe.seed)
+    if isinstance(method, RememberingMethod):
+        method.follow(adapter)
     state = saved.with_name("train.safetensors")
-    _optimize(run, recipe, method, adapter, state, run.folder / f"training_{name}.jsonl")
-    facts = {
-        "base": run.model.name,
-        "base_hash": run.base_hash,
-        "base_dtype": recipe.base.dtype,
-        "recipe": recipe.name,
-        "recipe_hash": content_key(**recipe.model_dump(mode="json", exclude={"workers"})),
-        "concept": recipe.concept,
-        "method": recipe.method.name,
-    }
-    save_adapter(adapter, saved, facts)
+    _optimize(model, _sets(run, model), recipe, method, adapter, state, run.folder / f"training_{name}.jsonl")
+    if isinstance(method, RememberingMethod):
+        _take(adapter, method)
+    save_adapter(adapter, saved, start.facts)
     state.unlink(missing_ok=True)
 
 
-def _optimize(run: Run, recipe: Recipe, method: GradientMethod, adapter: Adapter, state: Path, log: Path) -> None:
-    """The outer loop, with the base's UNet set up for it and put back afterwards."""
-    unet, checkpointing = run.model.unet, recipe.train.checkpointing
+def _prepared(run: Run, method: Method, recipe: Recipe) -> GradientMethod | None:
+    """The unlearning loss, ready; None for an arm that starts unlearned."""
+    if isinstance(method, StartMethod):
+        return None
+    method.prepare(run.model, run.base_hash, expand(recipe.data.forget), run.folder / "cache")
+    return method
+
+
+def _sets(run: Run, model: LoadedModel) -> Sets:
+    """The base's pictures, their captions encoded by the text encoder of the model that is trained."""
+    sets = run.sets
+    if model is run.model:
+        return sets
+    return Sets(*(part.encoded_by(model) for part in (sets.forget, sets.related, sets.unrelated)))
+
+
+@torch.no_grad()
+def _take(adapter: Adapter, method: RememberingMethod) -> None:
+    """What the method wants saved in theta's place."""
+    theta = adapter.parameters()
+    for name, tensor in (method.result() or {}).items():
+        theta[name].copy_(tensor)
+
+
+def _optimize(
+    model: LoadedModel,
+    sets: Sets,
+    recipe: Recipe,
+    method: GradientMethod | None,
+    adapter: Adapter,
+    state: Path,
+    log: Path,
+) -> None:
+    """The outer loop, with the UNet set up for it and put back afterwards."""
+    unet, checkpointing = model.unet, recipe.train.checkpointing
     paired = False
     exact = recipe.meta is not None and recipe.meta.order != "first_order" and recipe.meta.attacker.steps > 0
     if exact:
@@ -65,7 +110,7 @@ def _optimize(run: Run, recipe: Recipe, method: GradientMethod, adapter: Adapter
     if paired:
         adapter = beside_the_base(unet, recipe, adapter)
     try:
-        Trainer(run.model, method, adapter, run.sets, recipe, state_file=state, log_file=log).run()
+        Trainer(model, method, adapter, sets, recipe, state_file=state, log_file=log).run()
     finally:
         unet.eval()
         prepare_for_first_order(unet)

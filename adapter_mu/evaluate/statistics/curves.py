@@ -1,56 +1,12 @@
-"""How sure a score is, and how one relearning curve is compared with another; everything in percent."""
+"""How one relearning curve is compared with another; everything in percent."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
 
-
-@dataclass(frozen=True)
-class Row:
-    """One line of results.json: one arm after one attack, at one step and one guidance scale.
-
-    `score` is the share of `images` in which the detector finds the concept and `benign` the share of benign
-    images that show what was asked for, in percent; `low` and `high` bound the score's Wilson 95 % interval.
-    `attack` is "none" before any attack.
-    """
-
-    arm: str
-    attack: str
-    guidance: float
-    step: int
-    score: float
-    low: float
-    high: float
-    benign: float
-    images: int
-
-
-def wilson_interval(hits: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Where the true share lies when `hits` of `total` images show the concept.
-
-    Wilson's score interval (1927) without continuity correction: unlike the normal one it neither leaves
-    [0, 100] nor shrinks to nothing at 0 of `total`, where an unlearned model lives.
-
-    Returns:
-        (low, high) in percent.
-
-    Raises:
-        ValueError: `total` is not positive, `hits` is not in 0..total, or `confidence` is not in (0, 1).
-    """
-    if total < 1 or not 0 <= hits <= total or not 0 < confidence < 1:
-        raise ValueError(f"no Wilson interval for {hits} of {total} at confidence {confidence}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = hits / total
-    shrink = 1 + z * z / total
-    centre = (share + z * z / (2 * total)) / shrink
-    half = z / shrink * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    # At the two ends the bound is exact; rounding would leave 1e-17 there.
-    low = 0.0 if hits == 0 else centre - half
-    high = 1.0 if hits == total else centre + half
-    return 100 * low, 100 * high
+from adapter_mu.evaluate.statistics.bootstrap import Interval, Marks, bootstrap, mean_interval
 
 
 def area_under_curve(steps: Sequence[int], scores: Sequence[float]) -> float:
@@ -91,3 +47,44 @@ def relative_area(steps: Sequence[int], scores: Sequence[float], reference: Sequ
     """`area_under_curve` of `scores` over that of `reference` at the same steps; None when the latter is 0."""
     area, reference_area = area_under_curve(steps, scores), area_under_curve(steps, reference)
     return area / reference_area if reference_area else None
+
+
+def area_interval(curve: Marks, *, seed: int = 0) -> Interval:
+    """`area_under_curve` of pictures (steps, N) with its bootstrap interval, in percent."""
+    return mean_interval(100 * curve.mean(axis=0), seed=seed)
+
+
+def area_difference(curve: Marks, reference: Marks, *, seed: int = 0) -> Interval:
+    """The difference of two areas over the same steps and pictures (steps, N), paired, in points.
+
+    Raises:
+        ValueError: other steps or other pictures.
+    """
+    if curve.shape != reference.shape:
+        raise ValueError(f"paired curves need the same steps and pictures, not {curve.shape} and {reference.shape}")
+    return mean_interval(100 * (curve - reference).mean(axis=0), seed=seed)
+
+
+def steps_to(steps: Sequence[int], scores: Sequence[float], target: float) -> float:
+    """The attack step at which the score first reaches `target`, straight lines between the points; inf for never.
+
+    Args:
+        steps: Attack steps, strictly increasing; 0 with the score before the attack may stand first.
+        scores: Scores in percent at those steps.
+        target: The score in percent.
+
+    Raises:
+        ValueError: as in `area_under_curve`.
+    """
+    area_under_curve(steps, scores)
+    if scores[0] >= target:
+        return float(steps[0])
+    for (start, below), (end, above) in itertools.pairwise(zip(steps, scores, strict=True)):
+        if above >= target:
+            return start + (end - start) * (target - below) / (above - below)
+    return math.inf
+
+
+def steps_to_interval(steps: Sequence[int], curve: Marks, target: float, *, seed: int = 0) -> Interval:
+    """`steps_to` of pictures (steps, N) with its bootstrap interval; inf where a resample never gets there."""
+    return bootstrap(lambda part: steps_to(steps, list(100 * part.mean(axis=1)), target), curve, seed=seed)

@@ -1,0 +1,36 @@
+"""A LoRA beside frozen weights, made by peft as diffusers' training scripts make it."""
+
+from __future__ import annotations
+
+import torch
+
+from adapter_mu.attack.copies import sharing_copy
+from adapter_mu.attack.trained import Trained
+from adapter_mu.data.seeds import generator_for
+from adapter_mu.models import LoadedModel, with_unet
+from adapter_mu.recipe import Attack
+
+
+def train_lora(model: LoadedModel, attack: Attack, seed: int) -> Trained:
+    """fp32 factors on the layers whose names end in `attack.targets`; A is drawn by `seed`, B starts at zero.
+
+    The base keeps its dtype, but for fp16, in which small gradients vanish: there it is trained and used in fp32.
+    """
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+
+    unet = sharing_copy(model.unet)
+    if model.dtype == torch.float16:
+        unet = unet.float()
+    config = LoraConfig(
+        r=attack.rank,
+        lora_alpha=attack.alpha or attack.rank,
+        init_lora_weights="gaussian",
+        target_modules=list(attack.targets),
+    )
+    with torch.random.fork_rng():  # peft draws from the global generator
+        torch.manual_seed(generator_for(seed, "lora").initial_seed())
+        unet.add_adapter(config)
+    cast_training_params(unet, torch.float32)
+    attacked = with_unet(model, unet)
+    return Trained([weight for weight in unet.parameters() if weight.requires_grad], attacked, lambda: attacked)

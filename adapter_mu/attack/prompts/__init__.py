@@ -1,0 +1,1 @@
+"""Attacks by words alone: no weight moves, only the prompt."""
