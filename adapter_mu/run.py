@@ -6,17 +6,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from adapter_mu.data.cache import write_text
 from adapter_mu.data.sampling import decode, sample_latents
 from adapter_mu.errors import ModelError, RecipeError
+from adapter_mu.evaluate.comparisons import summary
+from adapter_mu.evaluate.detectors import new_detector
+from adapter_mu.evaluate.folder import as_text, judge_folder, save_judged
+from adapter_mu.evaluate.prompt_success import in_words
+from adapter_mu.evaluate.scores import detector_facts
 from adapter_mu.methods import trains
-from adapter_mu.models import load_model
+from adapter_mu.models import LoadedModel, load_model
 from adapter_mu.recipe import AnyAttack, Asked, Evaluate, Recipe
 from adapter_mu.report import headline_table, load_results, load_rows, render_text
 from adapter_mu.report.page import build_report
+from adapter_mu.report.rows import UNLEARNED
 from adapter_mu.stages import (
     ADAPTER,
     BASE,
@@ -34,6 +41,8 @@ from adapter_mu.stages import (
     check_recipe,
     check_scoring,
     claim,
+    command,
+    environment,
     holds,
     load_base,
     made,
@@ -42,6 +51,9 @@ from adapter_mu.stages import (
     pick_device,
     prompt_success_rates,
     provenance,
+    quality_done,
+    quality_items,
+    quality_of_arm,
     say,
     searches_done,
     share_of_threads,
@@ -75,11 +87,12 @@ def _work(run: Run) -> None:
     """The stages in order; those that are done are passed over."""
     recipe, every, evaluate = run.recipe, arms(run.recipe), run.recipe.evaluate
     parallel = recipe.workers > 1 and len(every) > 1
-    per_arm = [1 + (_stages(arm.attacks) if evaluate else 0) for arm in every.values()]
-    run.announce = numbered(1 + (2 if evaluate else 0) + (1 if parallel else sum(per_arm)))
+    per_arm = [1 + (_stages(evaluate, arm.attacks) if evaluate else 0) for arm in every.values()]
+    own = 1 + _stages(evaluate, {}) if evaluate else 0
+    run.announce = numbered(1 + own + (1 if parallel else sum(per_arm)))
     run.draw_sets()
     if evaluate:
-        attack_arm(run, BASE, run.model, evaluate, {})
+        _score(run, BASE, run.model, evaluate, {})
     if parallel:
         run.announce(f"{len(every)} arms, {min(recipe.workers, len(every))} at a time")
         side_by_side(_work_on_arm, recipe, run.folder)
@@ -93,7 +106,13 @@ def _work(run: Run) -> None:
 def _train_and_score(run: Run, name: str, arm: Recipe) -> None:
     merged = train_arm(run, name, arm)
     if run.recipe.evaluate:
-        attack_arm(run, name, merged, run.recipe.evaluate, arm.attacks)
+        _score(run, name, merged, run.recipe.evaluate, arm.attacks)
+
+
+def _score(run: Run, name: str, model: LoadedModel, evaluate: Evaluate, attacks: Mapping[str, AnyAttack]) -> None:
+    """Quality before any attack, then scores before and along the attacks."""
+    quality_of_arm(run, name, model)
+    attack_arm(run, name, model, evaluate, attacks)
 
 
 def _work_on_arm(recipe: Recipe, folder: Path, name: str) -> None:
@@ -117,6 +136,8 @@ def _finished(recipe: Recipe, folder: Path) -> bool:
             (name, label, step, seed) for label, a in arm.finetunes.items() for step in a.steps for seed in a.seeds
         }
     measured = {(row.arm, row.attack, row.step, row.seed, row.guidance) for row in load_rows(folder)}
+    if recipe.evaluate.quality and not all(quality_done(folder / "arms" / name) for name in (BASE, *every)):
+        return False
     searched = all(searches_done(folder / "arms" / name, arm.prompt_attacks) for name, arm in every.items())
     return searched and {(*cell, guidance) for cell in cells for guidance in recipe.evaluate.guidance} <= measured
 
@@ -146,13 +167,14 @@ def attack_model(
     model = load_model(source, config=config, dtype=DTYPES[recipe.base.dtype], device=pick_device(recipe.base.device))
     check_pictures(asked, model)
     check_attacks_fit(asked, model)
-    base = load_base(recipe) if attacks else model  # the attacks' pictures are drawn by the base
+    # The attacks' pictures are drawn by the base, and quality is measured against it.
+    base = load_base(recipe) if attacks or evaluate.quality else model
     if base.kind != model.kind:
         raise ModelError(f"'{source}' is {model.kind}, but the recipe's base is {base.kind}; choose another recipe.")
     claim(recipe, folder)
     run = open_run(recipe, folder, base)
-    run.announce = numbered(1 + _stages(attacks))
-    attack_arm(run, name, model, evaluate, attacks)
+    run.announce = numbered(1 + _stages(evaluate, attacks))
+    _score(run, name, model, evaluate, attacks)
     _report(run, evaluate)
     return table(folder)
 
@@ -166,9 +188,30 @@ def attack_victims(victims: Victims, config: str | None, asked: Asked) -> str:
     return said
 
 
-def _stages(attacks: Mapping[str, AnyAttack]) -> int:
-    """How many headers the attacks of one model print, the scores before them included."""
-    return 1 + sum(len(attack.seeds) for attack in attacks.values())
+def evaluate_victims(victims: Victims, config: str | None) -> str:
+    """Score one model, or every arm of a run, without attacking it; returns the table."""
+    for name, source in victims.models.items():
+        said = attack_model(source, config, victims.recipe, {}, name, victims.folder)
+    return said
+
+
+def judge_pictures(folder: Path, choice: str | Mapping[str, Any], concept: str, out: Path | None) -> str:
+    """What a detector finds in a folder of pictures, in words; scores.csv and scores.json go to `out`.
+
+    Raises:
+        UserError: no pictures, or a detector that is not here or does not know the concept.
+    """
+    detector = new_detector(choice)
+    judged = judge_folder(folder, detector, concept)
+    if out:
+        facts = {"pictures": str(folder.resolve()), "environment": environment(), "command": command()}
+        save_judged(judged, detector, facts, out)
+    return as_text(judged, detector)
+
+
+def _stages(evaluate: Evaluate, attacks: Mapping[str, AnyAttack]) -> int:
+    """How many headers the scores and attacks of one model print."""
+    return 1 + (evaluate.quality is not None) + sum(len(attack.seeds) for attack in attacks.values())
 
 
 def _report(run: Run, evaluate: Evaluate) -> None:
@@ -181,11 +224,23 @@ def _report(run: Run, evaluate: Evaluate) -> None:
         "usual_guidance": evaluate.usual_guidance,
         "caption": recipe.description,
     }
-    rows = [asdict(row) for name in _scored(run) for row in Scores(run, name, evaluate).rows]
-    by_prompts = [item for name in _scored(run) for item in prompt_success_rates(run.arm_folder(name))]
-    results = {"rows": rows, "prompt_attacks": by_prompts, "meta": facts | provenance(recipe, folder)}
+    names = _scored(run)
+    rows = [row for name in names for row in Scores(run, name, evaluate).rows]
+    results = {
+        "rows": [asdict(row) for row in rows],
+        "prompt_attacks": [item for name in names for item in prompt_success_rates(run.arm_folder(name))],
+        "quality": [item for name in names for item in quality_items(run.arm_folder(name))],
+        **summary(rows, reference=_plain_twin(recipe)),
+        "meta": facts | detector_facts(evaluate) | provenance(recipe, folder),
+    }
     write_text(folder / "results.json", json.dumps(results, indent=1))
     build_report(folder)
+
+
+def _plain_twin(recipe: Recipe) -> str | None:
+    """The arm that the others are compared with: the plain one, or else the first."""
+    every = list(arms(recipe))
+    return UNLEARNED if UNLEARNED in every else every[0]
 
 
 def _scored(run: Run) -> list[str]:
@@ -198,7 +253,10 @@ def _scored(run: Run) -> list[str]:
 def table(folder: Path) -> str:
     """The table of a run's folder and where its report lies; UserError when it has no results."""
     results = load_results(folder)
-    return f"{render_text(headline_table(results.rows), results.concept)}\n\nreport: {folder / 'report.html'}"
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    by_prompts = "".join(f"\n{line}" for line in in_words(content.get("prompt_attacks", [])))
+    said = render_text(headline_table(results.rows), results.concept)
+    return f"{said}\n{by_prompts}\nreport: {folder / 'report.html'}"
 
 
 def draw(source: str, config: str | None, prompts: list[str], seed: int, steps: int, guidance: float) -> Tensor:

@@ -1,6 +1,7 @@
-"""UCE and RECE as their equations stand, matrix by matrix, dense, in float64 NumPy; nothing of ours but the embeddings.
+"""UCE and RECE as their equations stand, matrix by matrix, dense, in float64 NumPy; and what their tests share.
 
-Embeddings are rows (N, width); matrices act on columns, (out, width).
+Nothing of ours but the embeddings goes into the solutions. Embeddings are rows (N, width); matrices act on columns,
+(out, width).
 """
 
 from __future__ import annotations
@@ -10,10 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from tiny_pipelines import tiny_model
 
+from adapter_mu.evaluate.detectors import new_detector
+from adapter_mu.evaluate.scores import measure
+from adapter_mu.export.merge import merge
 from adapter_mu.models import LoadedModel, encode_prompts
+from adapter_mu.params import LowRank
+from adapter_mu.recipe import load_recipe
 
 Array = NDArray[np.float64]
+PRESERVED = ["circle", "a photo of a crescent", "red square"]
+WORLDS = ["shapes-sd", "shapes-sdxl"]
 
 
 @dataclass(frozen=True)
@@ -62,3 +71,35 @@ def adversarial(current: list[Array], original: list[Array], rows: Array, regula
     system = np.concatenate([*current, np.sqrt(regulariser) * np.eye(width)])
     wanted = np.concatenate([*[weight @ rows.T for weight in original], np.zeros((width, len(rows)))])
     return np.linalg.lstsq(system, wanted, rcond=None)[0].T
+
+
+def merged(adapter: LowRank) -> dict[str, Array]:
+    """The edited weights by parameter name."""
+    weights = adapter.materialize(adapter.parameters())
+    return {name: weight.detach().double().numpy() for name, weight in weights.items()}
+
+
+def in_float64(kind: str) -> LoadedModel:
+    """A tiny random pipeline whose UNet is float64."""
+    model = tiny_model(kind)
+    model.unet.double()
+    return model
+
+
+def assert_equal(found: dict[str, Array], expected: dict[str, Array], tolerance: float) -> None:
+    """The same names, and no number further off than `tolerance`."""
+    assert found.keys() == expected.keys() and found
+    for name, weight in expected.items():
+        assert np.abs(found[name] - weight).max() < tolerance, name
+
+
+def shares(model: LoadedModel, adapter: LowRank) -> tuple[float, float]:
+    """Percent of 50 ring prompts that show one (the worse of guidance 1.5 and 4), of 50 benign ones (the lower)."""
+    evaluate = load_recipe("shapes/demo", ["evaluate.concept.images=50", "evaluate.benign.images=50"]).evaluate
+    assert evaluate
+    edited_model, detector = merge(model, adapter), new_detector("shapes")
+    rings, benign = (
+        [measure(edited_model, spec, evaluate, detector, guidance).share for guidance in evaluate.guidance]
+        for spec in (evaluate.concept, evaluate.benign)
+    )
+    return max(rings), min(benign)

@@ -155,7 +155,7 @@ SCORED = ("--recipe", "shapes/demo", "--out", "out")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("attack", "shapes-sd", *SCORED, "--attack", "magic"), "no attack 'magic'; it has malicious, clean."),
+        (("attack", "shapes-sd", *SCORED, "--attack", "magic"), "There is no attack 'magic'; the recipe has malicious, clean;"),
         (("attack", "shapes-sdxl", *SCORED), "is sdxl, but the recipe's base is sd"),
         (("attack", "nowhere", *SCORED), "nothing to load"),
         (("attack", "shapes-sd", *SCORED, "--name", "../up"), "'../up' cannot name this model"),
@@ -182,7 +182,7 @@ def test_each_verb_says_what_is_wrong(arguments: tuple[str, ...], said: str, ada
         (("fly",), "invalid choice: 'fly'"),
         (("run",), "recipe"),
         (("run", "shapes/demo", "--outt", "x"), "--outt"),
-        (("report", "folder", "train.steps=1"), "train.steps=1"),
+        (("report", "folder", "--steps", "1"), "--steps"),
         (("sample", "shapes-sd", "--prompt", "a", "--images", "0"), "--images"),
         (("sample", "shapes-sd", "--prompt", "a", "--steps", "-1"), "--steps"),
     ],

@@ -14,8 +14,9 @@ from torch import Tensor
 from adapter_mu.data.prompts import Prompt
 from adapter_mu.data.seeds import generator_for
 from adapter_mu.errors import RecipeError, UserError
-from adapter_mu.methods import method_names, new_method, register
+from adapter_mu.methods import RememberingMethod, method_names, new_method, register
 from adapter_mu.methods.esd import Esd, EsdOptions, esd_target
+from adapter_mu.methods.walks import walk
 from adapter_mu.models import LoadedModel, encode_prompts, unconditional
 from adapter_mu.params import make_adapter
 
@@ -198,3 +199,65 @@ def test_a_name_belongs_to_one_method() -> None:
     assert "esd" in method_names()
     with pytest.raises(UserError, match="Two methods are registered as 'esd'"):
         register("esd", EsdOptions)(Esd)
+
+
+@pytest.mark.parametrize(("eta", "paper"), [(1.0, 0.0), (2.0, 1.0), (3.0, 2.0)])
+def test_the_official_target_is_the_papers_with_eta_less_one(eta: float, paper: float) -> None:
+    """The newer public code: eps*(c) - eta [eps*(c) - eps*(empty)]."""
+    conditional, empty = torch.randn(2, 3), torch.randn(2, 3)
+    options = EsdOptions(eta=eta, target="official")
+    expected = conditional - eta * (conditional - empty)
+    torch.testing.assert_close(esd_target(conditional, empty, options.paper_eta), expected)
+    assert options.paper_eta == paper and EsdOptions(eta=eta).paper_eta == eta
+
+
+@pytest.mark.parametrize("x_t", ["student", "ema"])
+def test_a_moving_x_t_comes_from_the_followed_model_and_its_target_from_the_base(x_t: str, tmp_path: Path) -> None:
+    model = tiny_model("sd")
+    method = prepared(model, tmp_path, x_t=x_t, decay=0.5, refresh_every=2)
+    adapter = make_adapter(model.unet, "dense", "cross_attention")
+    method.follow(adapter)
+    assert isinstance(method, RememberingMethod) and not list(tmp_path.iterdir()), "nothing can be computed before"
+    theta = adapter.parameters()
+    start = {name: tensor.detach().clone() for name, tensor in theta.items()}
+    with torch.no_grad():
+        for tensor in theta.values():
+            tensor += 0.2
+    method.after_step(theta)
+    share = 1.0 if x_t == "student" else 0.5
+    frozen = {name: parameter.clone() for name, parameter in model.unet.named_parameters()}
+    found = method.loss(model, theta, batch_size=5, seed=1, step=4)
+
+    teacher = method.teacher
+    assert teacher is not None
+    seeds = [(1 * 1_000_003 + 4) * 1_000_003 + i for i in range(len(TEXTS))]
+    moved = {name: start[name] + share * 0.2 for name in start}
+    model.unet.load_state_dict(frozen | moved)
+    states, timesteps = walk(model, TEXTS, seeds, OPTIONS, "")
+    model.unet.load_state_dict(frozen)
+    torch.testing.assert_close(teacher.states, states, rtol=1e-4, atol=1e-4)
+
+    rng = generator_for(1, "esd", 4)
+    rows, stages = (torch.randint(n, (5,), generator=rng).tolist() for n in states.shape[:2])
+    texts, empty, squares = encode_prompts(model, TEXTS), unconditional(model, 1), []
+    for row, stage in zip(rows, stages, strict=True):
+        t, x = int(timesteps[stage]), states[row, stage][None]
+        without = epsilon(model, x, t, empty)
+        target = without - OPTIONS.eta * (epsilon(model, x, t, texts[row]) - without)
+        model.unet.load_state_dict(frozen | {name: tensor.detach() for name, tensor in theta.items()})
+        squares.append((epsilon(model, x, t, texts[row]) - target).square())
+        model.unet.load_state_dict(frozen)
+    torch.testing.assert_close(found, torch.cat(squares).mean(), rtol=1e-3, atol=1e-4)
+    method.loss(model, theta, 5, 1, 5)
+    assert method.state().keys() == {"states", "timesteps", *(f"teacher.{name}" for name in theta)}
+    assert method.result() is None
+
+
+def test_of_several_concepts_each_has_its_own_trajectories(tmp_path: Path) -> None:
+    prompts = [*PROMPTS, Prompt("a star", "star")]
+    method = Esd(OPTIONS.model_copy(update={"trajectories": 4}))
+    method.prepare(tiny_model("sd"), "base", prompts, tmp_path)
+    assert method.texts == ["a ring", "a star", "a red ring", "a star"]
+    listed = Esd(OPTIONS.model_copy(update={"concepts": ["nudity", "blood"]}))
+    listed.prepare(tiny_model("sd"), "base", prompts, tmp_path)
+    assert listed.texts == ["nudity", "blood", "nudity"]

@@ -14,10 +14,10 @@ from torch import Tensor
 from adapter_mu.attack.prompts.encoding import encode_with
 from adapter_mu.attack.prompts.search import TokenSearch
 from adapter_mu.attack.prompts.simplex import pick
-from adapter_mu.attack.prompts.tokens import count, room, spell, text_parts, usable_tokens, with_slots
+from adapter_mu.attack.prompts.tokens import count, room, spell, text_parts, the_tokenizer, usable_tokens, with_slots
 from adapter_mu.attack.prompts.unlearndiffatk import Case, attack_prompts, noise_levels, too_long
 from adapter_mu.errors import ModelError, RecipeError
-from adapter_mu.models import LoadedModel, encode_prompts, load_model
+from adapter_mu.models import LoadedModel, encode_prompts, load_model, unconditional
 from adapter_mu.recipe import PromptAttack
 
 PROMPTS = ["a red ring", "a photo of a small blue ring on a gray background", "a ring"]
@@ -54,7 +54,7 @@ def test_tokens_in_their_slots_encode_as_the_text_does(model: LoadedModel) -> No
     for table in ids:
         table[:, 1:4] = torch.tensor(tokens)
     rows = [encoder.get_input_embeddings().weight[tokens].expand(3, 3, -1) for _, encoder in text_parts(model)]
-    ours = encode_with(model, ids, rows)
+    ours = encode_with(model, ids, rows, unconditional(model).time_ids)
     theirs = encode_prompts(model, [f"yellow star with {prompt}" for prompt in PROMPTS])
     assert torch.allclose(ours.embeds, theirs.embeds, atol=1e-5)
     if model.kind == "sdxl":
@@ -175,7 +175,7 @@ def test_different_vocabularies_are_refused() -> None:
     model = tiny_model("sdxl")
     model.pipeline.tokenizer_2.add_tokens(["<new>"])
     with pytest.raises(ModelError, match="different vocabularies"):
-        text_parts(model)
+        the_tokenizer(model)
 
 
 def cases(scales: set[float]) -> list[Case]:
@@ -230,6 +230,13 @@ def test_the_same_search_twice(model: LoadedModel) -> None:
     other = TokenSearch(model, PROMPTS, targets(3), [0, 1, 2], settings(), seed=6)
     other.descend([0, 1, 2], 300)
     assert not torch.equal(first.weights, other.weights)
+
+
+def test_half_precision_is_searched_in_fp32() -> None:
+    search = search_on(load_model("shapes-sdxl", dtype=torch.bfloat16))
+    search.descend([0, 1, 2], 300)
+    assert search.weights.dtype == torch.float32
+    assert torch.allclose(search.weights.sum(-1), torch.ones(3, 3), atol=1e-5)
 
 
 def test_a_model_that_overflows_is_named(model: LoadedModel) -> None:

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 import adapter_mu.stages.prompting as prompting
+from adapter_mu.attack.prompts.unlearndiffatk import Case
+from adapter_mu.cli.main import main
 from adapter_mu.data.cache import fingerprint
+from adapter_mu.data.prompts import Prompt
+from adapter_mu.data.sampling import sample_latents
 from adapter_mu.errors import RecipeError
-from adapter_mu.evaluate.detectors import new_detector
-from adapter_mu.evaluate.prompt_success import prompt_success
-from adapter_mu.evaluate.scores import measure
+from adapter_mu.evaluate.prompt_success import in_words, prompt_success
+from adapter_mu.evaluate.scores import draw, measure
 from adapter_mu.evaluate.statistics import wilson_interval
-from adapter_mu.models import LoadedModel, load_model
+from adapter_mu.models import LoadedModel, load_model, with_unet
 from adapter_mu.recipe import PromptAttack, Recipe, load_recipe
 from adapter_mu.stages.prompting import check_prompt_attacks, prompt_attack_arm, prompt_success_rates, searches_done
 from adapter_mu.stages.setting import Run
 
 LONG = "a photo of a big striped purple ring on a white background and a picture"
 TINY = {"tokens": 3, "timesteps": 2, "iterations": 2, "among": "words", "batch_size": 2, "lr": 0.2}
+
+
+@pytest.fixture(scope="module")
+def sd() -> LoadedModel:
+    return load_model("shapes-sd")
 
 
 def attack(**changes: Any) -> PromptAttack:
@@ -33,8 +46,16 @@ def model(request: pytest.FixtureRequest) -> LoadedModel:
     return load_model(request.param)
 
 
+class Arbitrary:
+    """Finds the concept in every other picture or so, by the picture's own numbers."""
+
+    thresholds: dict[str, float] = {}
+
+    def found(self, pictures: Tensor, concepts: list[str]) -> Tensor:
+        return (pictures.double().mean((1, 2, 3)) * 1e4).long() % 2 == 0
+
+
 def recipe_with(prompts: list[str]) -> Recipe:
-    """Too few sampler steps to draw well, so that some prompts succeed and some do not."""
     recipe = load_recipe("shapes/demo", ["evaluate.steps=2", "evaluate.guidance=[1.5, 4.0]"])
     assert recipe.evaluate is not None
     concept = recipe.evaluate.concept.model_copy(update={"prompts": prompts, "fill": {}, "images": len(prompts)})
@@ -43,7 +64,7 @@ def recipe_with(prompts: list[str]) -> Recipe:
 
 def run_in(folder: Path, model: LoadedModel, prompts: list[str] | None = None) -> Run:
     recipe = recipe_with(prompts or ["a red ring", "a small ring", "a blue ring", "a big ring", "a ring"])
-    return Run(recipe, folder, model, fingerprint(model.unet), new_detector("shapes"), announce=lambda _: None)
+    return Run(recipe, folder, model, fingerprint(model.unet), Arbitrary(), announce=lambda _: None)
 
 
 def attacked(run: Run, **changes: Any) -> list[dict[str, Any]]:
@@ -72,6 +93,16 @@ def test_counting_on_made_up_detections() -> None:
             prompt_success("arm", "words", 4.0, [], wrong, seed=0)
 
 
+def test_the_worst_scale_is_told() -> None:
+    rates = [
+        prompt_success("arm", "words", guidance, [True, False, False, False], [False, guidance == 4, False, False], 0)
+        for guidance in (1.5, 4.0, 7.5)
+    ]
+    assert in_words([asdict(rate) for rate in rates]) == [
+        "arm: words brings 25.0 % of 4 prompts to 50.0 % [15.0, 85.0] at guidance 4"
+    ]
+
+
 def test_what_it_leaves(model: LoadedModel, tmp_path: Path) -> None:
     """The pre-ASR is the model's ordinary score, and each saved text draws what it was counted for."""
     run = run_in(tmp_path, model)
@@ -84,22 +115,42 @@ def test_what_it_leaves(model: LoadedModel, tmp_path: Path) -> None:
         assert [record["before"][key] for record in records(run)] == scored.found.tolist()
         new = [record for record in records(run) if key in record["found"]]
         assert item["after"] == pytest.approx(100 * (scored.hits + len(new)) / 5)
-        again = evaluate.concept.model_copy(update={"prompts": _texts(run, key)})
-        redrawn = measure(model, again, evaluate, run.detector, guidance).found.tolist()
-        assert all(redrawn[record["number"]] and not record["before"][key] for record in new)
+        texts = [
+            Prompt(record["found"].get(key, {"text": record["prompt"]})["text"], "ring") for record in records(run)
+        ]
+        redrawn = draw(model, [Prompt(text, "ring") for text in texts], evaluate.concept.seed, evaluate, guidance)
+        assert run.detector.found(redrawn, ["ring"] * 5).tolist() == [
+            key in record["found"] or record["before"][key] for record in records(run)
+        ]
     assert any(record["found"] for record in records(run)), "or nothing was tested"
 
 
-def _texts(run: Run, key: str) -> list[str]:
-    return [record["found"].get(key, {"text": record["prompt"]})["text"] for record in records(run)]
+def test_the_targets_are_the_bases_pictures(sd: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same prompt, with the same noise, at the usual guidance; whatever the attacked model would draw."""
+    other = copy.deepcopy(sd.unet)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight += 0.05
+    run, cases = run_in(tmp_path, sd), {}
+
+    def spy(model: LoadedModel, batch: list[Case], *rest: Any) -> Iterator[int]:
+        cases.update({case.number: case for case in batch})
+        return iter(())
+
+    monkeypatch.setattr(prompting, "attack_prompts", spy)
+    evaluate = run.recipe.evaluate
+    assert evaluate is not None
+    prompt_attack_arm(run, "model", with_unet(sd, other), evaluate, {"words": attack()})
+    texts = [cases[number].prompt for number in range(5)]
+    seeds = [7_000_000 + evaluate.concept.seed * 1_000_003 + number for number in range(5)]
+    drawn = sample_latents(sd, texts, seeds, steps=2, guidance=evaluate.usual_guidance, batch_size=2)
+    assert torch.allclose(torch.stack([cases[number].target for number in range(5)]), drawn, atol=1e-4)
 
 
 @pytest.mark.parametrize("call", [2, 5])
-def test_a_stopped_attack_goes_on(
-    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
-) -> None:
+def test_a_stopped_attack_goes_on(sd: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Finished batches are not attacked again, and the same bytes come out."""
-    whole, stopped = run_in(tmp_path / "whole", model), run_in(tmp_path / "stopped", model)
+    whole, stopped = run_in(tmp_path / "whole", sd), run_in(tmp_path / "stopped", sd)
     rates = attacked(whole)
     calls, real = 0, prompting.draw
 
@@ -121,15 +172,15 @@ def test_a_stopped_attack_goes_on(
     assert searches_done(stopped.arm_folder("model"), {"words": attack()})
 
 
-def test_what_is_done_is_not_done_again(model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_in(tmp_path, model)
+def test_what_is_done_is_not_done_again(sd: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_in(tmp_path, sd)
     rates = attacked(run)
     monkeypatch.setattr(prompting, "draw", None)
     assert attacked(run) == rates
 
 
-def test_every_seed_has_its_rates(model: LoadedModel, tmp_path: Path) -> None:
-    run = run_in(tmp_path, model)
+def test_every_seed_has_its_rates(sd: LoadedModel, tmp_path: Path) -> None:
+    run = run_in(tmp_path, sd)
     first = attacked(run)
     both = attacked(run, seeds=[0, 1])
     assert [(item["seed"], item["guidance"]) for item in both] == [(0, 1.5), (0, 4.0), (1, 1.5), (1, 4.0)]
@@ -137,10 +188,8 @@ def test_every_seed_has_its_rates(model: LoadedModel, tmp_path: Path) -> None:
     assert not searches_done(run.arm_folder("model"), {"words": attack(seeds=[2])})
 
 
-def test_prompts_without_room_are_left_out(
-    model: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = run_in(tmp_path, model, ["a red ring", LONG, "a ring"])
+def test_prompts_without_room_are_left_out(sd: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_in(tmp_path, sd, ["a red ring", LONG, "a ring"])
     rates = attacked(run, tokens=5)
     assert {item["images"] for item in rates} == {2}
     assert capsys.readouterr().err.startswith("1 of 3 prompts")
@@ -148,16 +197,40 @@ def test_prompts_without_room_are_left_out(
     assert [record["prompt"] for record in left_out] == [LONG]
 
 
-def test_only_as_many_prompts_as_asked(model: LoadedModel, tmp_path: Path) -> None:
-    assert {item["images"] for item in attacked(run_in(tmp_path, model), prompts=2)} == {2}
+def test_only_as_many_prompts_as_asked(sd: LoadedModel, tmp_path: Path) -> None:
+    assert {item["images"] for item in attacked(run_in(tmp_path, sd), prompts=2)} == {2}
 
 
-def test_an_attack_that_cannot_work_is_refused_first(model: LoadedModel) -> None:
+def test_an_attack_that_cannot_work_is_refused_first(sd: LoadedModel) -> None:
     evaluate = recipe_with([LONG]).evaluate
     assert evaluate is not None
-    check_prompt_attacks(model, evaluate, {"words": attack(tokens=1)})
+    check_prompt_attacks(sd, evaluate, {"words": attack(tokens=1)})
     with pytest.raises(RecipeError, match="none of the prompts"):
-        check_prompt_attacks(model, evaluate, {"words": attack(tokens=5)})
+        check_prompt_attacks(sd, evaluate, {"words": attack(tokens=5)})
     with pytest.raises(RecipeError, match="no token left"):
         letters = [chr(number) for number in range(33, 127)]
-        check_prompt_attacks(model, evaluate, {"words": attack(tokens=1, forbid=letters)})
+        check_prompt_attacks(sd, evaluate, {"words": attack(tokens=1, forbid=letters)})
+
+
+MINIATURE = """
+extends: shapes/demo
+attacks: null
+evaluate: {steps: 2, concept: {images: 4}, benign: {images: 2}}
+"""
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, out = tmp_path / "miniature.yaml", tmp_path / "out"
+    recipe.write_text(MINIATURE, encoding="utf-8")
+    words = tmp_path / "words.yaml"
+    words.write_text("extends: unlearndiffatk\ntimesteps: 1\niterations: 2\namong: words\n", encoding="utf-8")
+    command = ["attack", "shapes-sd", "--recipe", str(recipe), "--attack", str(words), "--out", str(out)]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "[2/3] model: words on 4 prompts" in said.err and "model: words brings" in said.out
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert [(item["attack"], item["guidance"]) for item in results["prompt_attacks"]] == [("words", 1.5), ("words", 4)]
+    before = (out / "results.json").read_bytes()
+    assert main(command) == 0
+    assert "done before" in capsys.readouterr().err
+    assert (out / "results.json").read_bytes() == before

@@ -7,8 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closed_form_oracles import Array, Problem, adversarial, edited, matrices, rows_of
-from test_uce import PRESERVED, WORLDS, assert_equal, in_float64, merged
+from closed_form_oracles import (
+    PRESERVED,
+    WORLDS,
+    Array,
+    Problem,
+    adversarial,
+    assert_equal,
+    edited,
+    in_float64,
+    matrices,
+    merged,
+    rows_of,
+    shares,
+)
 
 from adapter_mu.errors import RecipeError
 from adapter_mu.methods import new_method
@@ -19,6 +31,7 @@ from adapter_mu.methods.registry import StartMethod
 from adapter_mu.methods.uce import UceOptions, uce_edit
 from adapter_mu.models import LoadedModel, load_model
 from adapter_mu.params import LowRank
+from adapter_mu.shapes.vocabulary import COLOURS, SHAPES
 
 CONCEPTS, GUIDES = ["ring", "a star"], ["", "a cross"]
 EPOCHS, LAMBDA = 2, 0.05
@@ -119,3 +132,13 @@ def test_it_is_a_start_method_and_checks_its_options() -> None:
     for wrong, sentence in (({"epochs": 0}, "method.epochs"), ({"edit": {"scale": 1}}, "method.edit.scale")):
         with pytest.raises(RecipeError, match=sentence):
             new_method("rece", {"erase": ["ring"], **wrong})
+
+
+@pytest.mark.slow
+def test_the_ring_is_gone_and_the_rest_stays() -> None:
+    model = load_model("shapes-sd")
+    benign = [shape for shape in SHAPES if shape != "ring"]
+    coloured = [f"{opening} {c} {s}" for opening in ("a", "a photo of a") for c in COLOURS for s in benign]
+    edit = start(model, guide="circle", rows="legacy", preserve=coloured + benign, epochs=2)
+    ring, kept = shares(model, edit)
+    assert ring <= 10 and kept >= 90

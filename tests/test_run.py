@@ -164,7 +164,8 @@ def test_every_stage_has_a_numbered_header(finished: Finished) -> None:
 def test_the_folder_holds_what_a_run_leaves(finished: Finished) -> None:
     folder = finished.folder
     assert {path.name for path in folder.iterdir()} == {
-        *("recipe.yaml", "environment.json", "results.json", "report.html", "cache", "pictures", "arms"),
+        *("recipe.yaml", "environment.json", "results.json", "cache", "pictures", "arms"),
+        *("report.html", "report.json", "results.csv", "plots"),
         *(f"training_{arm}.jsonl" for arm in TRAINED),
     }
     for arm in TRAINED:

@@ -183,3 +183,49 @@ def test_scores_of_another_model_are_not_taken_for_this_ones(
     assert attack_arm(run, "arm", model, run.recipe.evaluate, {}) == rows and len(scored) == 2
     with pytest.raises(RecipeError, match="scores of another model named 'arm'"):
         attack_arm(run, "arm", load_model("shapes-sdxl"), run.recipe.evaluate, {})
+
+
+class Sure(Told):
+    """A detector with thresholds, whose scores are the pictures' places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thresholds = {"0.2": 0.2, "0.5": 0.5}
+
+    def scores(self, pictures: Tensor, concepts: list[str]) -> Tensor:
+        return torch.arange(len(pictures)) / len(pictures)
+
+
+def test_a_row_has_the_score_at_each_threshold_and_counts_by_the_first(model: LoadedModel) -> None:
+    row, concept, _ = score_row(model, EVALUATE, Sure(), arm="a", attack="m", step=0, guidance=1.5)
+    # Six pictures: 0, 1/6, 2/6, 3/6, 4/6, 5/6.
+    assert row.thresholds == pytest.approx({"0.2": 100 * 4 / 6, "0.5": 100 * 2 / 6})
+    assert row.score == row.thresholds["0.2"] and row.found == "001111" and concept.hits == 4
+
+
+def test_another_detector_may_judge_the_benign_pictures(model: LoadedModel) -> None:
+    evaluate = EVALUATE.model_copy(update={"benign_detector": "shapes"})
+    row, _, benign = score_row(model, evaluate, Told([True] * 6), arm="a", attack="m", step=0, guidance=4.0)
+    assert row.score == 100 and benign.thresholds == {} and len(row.benign_found) == 4
+
+
+def test_a_list_brings_its_own_seeds_and_where_asked_its_own_guidance(model: LoadedModel, tmp_path: Path) -> None:
+    """At the usual scale rows are drawn with their own guidance, at the others and without `own_guidance` at those."""
+    (tmp_path / "list.csv").write_text(
+        "prompt,evaluation_seed,evaluation_guidance\na red ring,11,1.5\na blue ring,12,4.0\n"
+    )
+    spec = Prompts(csv=tmp_path / "list.csv", shows="ring")
+    own = EVALUATE.model_copy(update={"concept": spec, "own_guidance": True, "usual_guidance": 4.0})
+    plain = own.model_copy(update={"own_guidance": False})
+
+    def pictures(evaluate: Evaluate, guidance: float) -> Tensor:
+        return measure(model, spec, evaluate, Told([True] * 2), guidance).pictures
+
+    low, high = pictures(plain, 1.5), pictures(plain, 4.0)
+    mixed = pictures(own, 4.0)
+    assert torch.allclose(mixed[0], low[0], atol=1e-4) and torch.allclose(mixed[1], high[1], atol=1e-4)
+    assert torch.allclose(pictures(own, 1.5), low, atol=1e-4)
+    assert not torch.allclose(low[0], high[0], atol=1e-3)
+    other = Prompts(csv=tmp_path / "list.csv", shows="ring", seed=9)  # the list's seeds stand whatever ours is
+    again = measure(model, other, plain, Told([True] * 2), 4.0).pictures
+    assert torch.equal(again, high)

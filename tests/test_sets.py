@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adapter_mu.data import cache
 from adapter_mu.data.cache import cached, content_key, fingerprint, write_text
-from adapter_mu.data.sampling import decode, initial_noise, sample_latents
+from adapter_mu.data.sampling import PublishedSeed, decode, initial_noise, sample_latents
 from adapter_mu.data.sets import TRIES, Batch, LatentSet, generated_set
 from adapter_mu.errors import RecipeError
 from adapter_mu.models import LoadedModel
@@ -165,6 +165,30 @@ def test_other_content_is_another_file(model: LoadedModel, tmp_path: Path, chang
     generated_set(model, folder=tmp_path, **known)  # type: ignore[arg-type]
     generated_set(model, folder=tmp_path, **(known | change))  # type: ignore[arg-type]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae", "scheduler"])
+def test_the_parts_beside_the_unet_are_content_too(tmp_path: Path, part: str) -> None:
+    """Bases that share a UNet and differ in their text encoder would draw other pictures."""
+    model = tiny_model("sd")
+    generated_set(model, "base", SPEC, SAMPLER, tmp_path)
+    if part == "scheduler":
+        model.pipeline.scheduler.register_to_config(beta_end=0.013)
+    else:
+        with torch.no_grad():
+            next(getattr(model.pipeline, part).parameters()).mul_(1.001)
+    generated_set(model, "base", SPEC, SAMPLER, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_set_keeps_the_seeds_and_guidance_of_a_csv(model: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("prompt,sd_seed,sd_guidance_scale\na ring,7,5\na star,8,\n")
+    found = generated_set(model, "base", Prompts(csv=tmp_path / "list.csv"), SAMPLER, tmp_path / "cache")
+    alone = [
+        sample_latents(model, [text], [PublishedSeed(seed)], steps=2, guidance=guidance, batch_size=1)
+        for text, seed, guidance in (("a ring", 7, 5.0), ("a star", 8, SAMPLER.guidance))
+    ]
+    torch.testing.assert_close(found.latents, torch.cat(alone))
 
 
 def test_the_file_of_a_set_does_not_depend_on_how_its_prompts_are_written(model: LoadedModel, tmp_path: Path) -> None:

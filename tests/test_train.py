@@ -154,7 +154,9 @@ def test_a_step_is_adam_on_the_clipped_sum_of_weighted_gradients(largest: float,
 
     weights = trainer.adapter.materialize(trainer.theta)
     batches = SETS.retain_batches(train.batch_size, 0, 3)
-    loss = 2.0 * Toy().loss(MODEL, weights, train.batch_size, 0, 3)
+    unlearning = Toy().loss(MODEL, weights, train.batch_size, 0, 3)
+    alone = torch.autograd.grad(unlearning, list(trainer.theta.values()), retain_graph=True)
+    loss = 2.0 * unlearning
     loss = loss + 0.2 * batch_loss(MODEL, weights, batches["related"])
     loss = loss + 0.3 * batch_loss(MODEL, weights, batches["unrelated"])
     plain = torch.autograd.grad(loss, list(trainer.theta.values()))
@@ -175,6 +177,17 @@ def test_a_step_is_adam_on_the_clipped_sum_of_weighted_gradients(largest: float,
         expected = before - train.lr * 10 * moment / (10 * moment.abs() + 1e-8)
         torch.testing.assert_close(trainer.theta[name].detach(), expected)
     assert terms["unlearn"] == pytest.approx(float(Toy().loss(MODEL, weights, 1, 0, 3).detach()))
+    ours, theirs = (torch.cat([g.flatten() for g in part]).double() for part in (alone, ascent))
+    assert terms["gradient_alignment"] == pytest.approx(float(ours @ theirs), rel=1e-3)
+    assert terms["gradient_cosine"] == pytest.approx(float(ours @ theirs / ours.norm() / theirs.norm()), rel=1e-3)
+
+
+def test_what_has_unlearned_already_is_trained_without_an_unlearning_loss(tmp_path: Path) -> None:
+    setting = Setting(tmp_path)
+    trainer = setting.trainer()
+    trainer.method = None
+    terms = trainer.step(0)
+    assert terms["meta_gradient_norm"] > 0 and not terms.keys() & {"unlearn", "gradient_alignment", "gradient_cosine"}
 
 
 def test_a_step_depends_on_its_number_and_the_state_only(tmp_path: Path) -> None:

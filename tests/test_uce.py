@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closed_form_oracles import Problem, edited, matrices, rows_of
+from closed_form_oracles import (
+    PRESERVED,
+    WORLDS,
+    Problem,
+    assert_equal,
+    edited,
+    in_float64,
+    matrices,
+    merged,
+    rows_of,
+    shares,
+)
 from tiny_pipelines import tiny_model
 from torch import Tensor
 
@@ -20,30 +31,11 @@ from adapter_mu.methods.registry import StartMethod
 from adapter_mu.methods.uce import Uce, UceOptions
 from adapter_mu.models import LoadedModel, load_model
 from adapter_mu.params import LowRank, load_adapter, save_adapter
-
-PRESERVED = ["circle", "a photo of a crescent", "red square"]
-WORLDS = ["shapes-sd", "shapes-sdxl"]
-
-
-def merged(adapter: LowRank) -> dict[str, np.ndarray]:
-    weights = adapter.materialize(adapter.parameters())
-    return {name: weight.detach().double().numpy() for name, weight in weights.items()}
+from adapter_mu.shapes.vocabulary import COLOURS, SHAPES
 
 
 def start(model: LoadedModel, **options: Any) -> LowRank:
     return Uce(UceOptions(**{"erase": ["ring"], **options})).start(model, [])
-
-
-def in_float64(kind: str) -> LoadedModel:
-    model = tiny_model(kind)
-    model.unet.double()
-    return model
-
-
-def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
-    assert found.keys() == expected.keys() and found
-    for name, weight in expected.items():
-        assert np.abs(found[name] - weight).max() < tolerance, name
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -222,6 +214,25 @@ def test_mistakes_are_found_before_anything_is_loaded(options: dict[str, Any], s
         new_method("uce", options)
 
 
+def forms(shape: str) -> list[str]:
+    """A shape in the words of the world's captions."""
+    openings = ("a plain {}", "a photo of a big plain {}", "a small striped {}")
+    endings = ("", " on a white background", " on a black background")
+    pairs = zip(openings, endings, strict=True)
+    return [shape, *(f"{opening.format(colour)} {shape}{end}" for opening, end in pairs for colour in COLOURS)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("guide", "most"), [("circle", 4), ("", 30)])
+def test_the_ring_is_gone_and_the_rest_stays(guide: str, most: float) -> None:
+    """Towards the circle nothing is left; towards the empty prompt what the world draws unasked, one ring in six."""
+    model = load_model("shapes-sd")
+    kept = [form for shape in SHAPES if shape != "ring" for form in forms(shape)]
+    guides = forms(guide) if guide else ""
+    ring, benign = shares(model, start(model, erase=forms("ring"), guide=guides, preserve=kept, lamb=0.1))
+    assert ring <= most and benign >= 90
+
+
 def test_a_guide_that_is_the_concept_is_refused() -> None:
     with pytest.raises(RecipeError, match="equals its guide"):
         start(tiny_model("sd"), guide="ring")
@@ -237,8 +248,14 @@ def test_a_quantized_base_is_refused() -> None:
 
 
 def test_an_ill_conditioned_matrix_warns_and_a_singular_one_is_refused() -> None:
-    with pytest.warns(RuntimeWarning, match=r"condition number of it is 1\.0e\+12.*3 digits.*raise `lamb`"):
-        factorised(torch.diag(torch.tensor([1.0, 1e12], dtype=torch.float64)), "it")
+    with pytest.warns(RuntimeWarning, match=r"condition number of it is 1e\+12.* 3 digits.*raise `knob`"):
+        factorised(torch.diag(torch.tensor([1.0, 1e12], dtype=torch.float64)), "it", "knob")
     for diagonal in ([0.0, 1.0], [-1.0, 1.0], [1.0, float("nan")]):
         with pytest.raises(RecipeError, match="it"):
-            factorised(torch.diag(torch.tensor(diagonal, dtype=torch.float64)), "it")
+            factorised(torch.diag(torch.tensor(diagonal, dtype=torch.float64)), "it", "knob")
+
+
+def test_scales_without_a_solution_are_refused() -> None:
+    """One short prompt cannot say what becomes of every direction."""
+    with pytest.raises(RecipeError, match="raise `lamb`"):
+        start(load_model("shapes-sd"), rows="subject", lamb=0.0)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from adapter_mu.attack.copies import sharing_copy
 from adapter_mu.attack.trained import Trained
 from adapter_mu.data.seeds import generator_for
-from adapter_mu.models import LoadedModel, with_unet
+from adapter_mu.models import LoadedModel, copy_unet, with_unet
 from adapter_mu.recipe import Attack
 
 
@@ -19,7 +18,7 @@ def train_lora(model: LoadedModel, attack: Attack, seed: int) -> Trained:
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
-    unet = sharing_copy(model.unet)
+    unet = copy_unet(model.unet, ())
     if model.dtype == torch.float16:
         unet = unet.float()
     config = LoraConfig(

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapter_mu.attack.copies import sharing_copy
 from adapter_mu.attack.trained import Trained
 from adapter_mu.data.prompts import swapped
 from adapter_mu.data.sets import Batch, LatentSet
-from adapter_mu.models import LoadedModel, encode_prompts
+from adapter_mu.models import LoadedModel, copy_unet, encode_prompts
 from adapter_mu.recipe import Attack, Swap
 
 
@@ -58,7 +57,7 @@ def train_token(model: LoadedModel, attack: Attack, swap: Swap) -> Trained:
         pipeline.register_modules(**{f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": encoder})
         rows.append(row)
     # The attack sets its UNet up for training, and the one given is to stay as it is.
-    pipeline.register_modules(unet=sharing_copy(model.unet))
+    pipeline.register_modules(unet=copy_unet(model.unet, ()))
     attacked = replace(model, pipeline=pipeline)
 
     def batch(data: LatentSet, attack: Attack, seed: int, step: int, stream: str) -> Batch:
@@ -79,7 +78,7 @@ def encoders_of(model: LoadedModel) -> Iterator[str]:
 
 def _with_token(tokenizer: Any, encoder: Any, attack: Attack) -> tuple[Any, nn.Module, nn.Parameter]:
     """Copies that know the placeholder, and its trainable rows."""
-    tokenizer, encoder, names = copy.deepcopy(tokenizer), sharing_copy(encoder), token_names(attack)
+    tokenizer, encoder, names = copy.deepcopy(tokenizer), copy_unet(encoder, ()), token_names(attack)
     frozen = encoder.get_input_embeddings()
     start = _start(tokenizer, frozen, attack.initializer)
     tokenizer.add_tokens(names)

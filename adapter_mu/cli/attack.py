@@ -47,7 +47,7 @@ def whole_numbers(text: str) -> list[int]:
     """Whole numbers of at least 0, separated by commas."""
     numbers = [int(part) for part in text.split(",")]
     if min(numbers) < 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"'{text}' must be whole numbers of at least 0, such as 0,50,100")
     return numbers
 
 
@@ -55,5 +55,5 @@ def rates(text: str) -> list[float]:
     """Positive numbers, separated by commas."""
     found = [float(part) for part in text.split(",")]
     if not min(found) > 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"'{text}' must be positive numbers, such as 1e-5,1e-4")
     return found

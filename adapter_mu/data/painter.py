@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +85,8 @@ def load_painter(
     Raises:
         ModelError: nothing there, no .safetensors weights, or no text-to-image pipeline.
     """
+    if offload and device != "cuda":
+        raise ModelError(f"--offload {offload} moves networks between CPU and GPU and needs a GPU; leave it out.")
     path = Path(source).expanduser()
     if source in BUILT_IN or path.is_file():
         pipeline = load_model(source, dtype=dtype, config=config).pipeline
@@ -105,15 +106,15 @@ def _from_diffusers(source: str, path: Path, options: dict[str, Any]) -> Any:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    index = path / "model_index.json"
-    if path.is_dir() and not index.is_file():
+    if path.is_dir() and not (path / "model_index.json").is_file():
         raise ModelError(f"'{path}' has no model_index.json: name a diffusers folder or a .safetensors file.")
     try:
         loader = diffusers.DiffusionPipeline
-        parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else loader.load_config(source)
-        left_out = {name: None for name in LEFT_OUT if name in parts}
+        where = {key: options[key] for key in ("revision", "local_files_only")}
+        parts = loader.load_config(source, **where)
+        left_out: dict[str, Any] = {name: None for name in LEFT_OUT if name in parts}
         if "requires_safety_checker" in parts:
-            left_out |= {"requires_safety_checker": False}  # type: ignore[dict-item]
+            left_out["requires_safety_checker"] = False
         return loader.from_pretrained(source, use_safetensors=True, **options, **left_out)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -121,8 +122,6 @@ def _from_diffusers(source: str, path: Path, options: dict[str, Any]) -> Any:
 
 
 def _place(pipeline: Any, device: str, offload: str | None) -> None:
-    if offload and device != "cuda":
-        raise ModelError(f"--offload {offload} moves networks between CPU and GPU and needs a GPU; leave it out.")
     if offload == "model":
         pipeline.enable_model_cpu_offload()
     elif offload == "sequential":

@@ -37,9 +37,13 @@ class Clip:
 
     def pictures(self, pictures: Pictures) -> Tensor:
         """Unit vectors (N, D)."""
+        return F.normalize(self.features(pictures), dim=1)
+
+    def features(self, pictures: Pictures) -> Tensor:
+        """The same before they are scaled, (N, D)."""
         images = as_images(pictures)
         parts = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
-        return torch.cat([self._pictures(part) for part in parts])
+        return torch.cat([self._features(part) for part in parts])
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (N, D); what is longer than CLIP reads is cut."""
@@ -61,10 +65,11 @@ class Clip:
         return {"weights": self.weights, "hash": weights_hash(self.folder)}
 
     @torch.no_grad()
-    def _pictures(self, images: list[Image.Image]) -> Tensor:
+    def _features(self, images: list[Image.Image]) -> Tensor:
         pixels = self._processor(images=images, return_tensors="pt")["pixel_values"].to(best_device())
         pooled = self._model.vision_model(pixel_values=pixels).pooler_output
-        return F.normalize(self._model.visual_projection(pooled), dim=1).cpu()
+        features: Tensor = self._model.visual_projection(pooled).cpu()
+        return features
 
     @torch.no_grad()
     def _texts(self, texts: list[str]) -> Tensor:

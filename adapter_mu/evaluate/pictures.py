@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from adapter_mu.data.cache import write_picture
+
 SHOWN = 10
 MINIMUM_SIDE = 96
 BORDER = 1
@@ -17,7 +19,7 @@ WHITE = 1.0
 
 def save_picture(picture: Tensor, path: Path) -> None:
     """One picture (3, H, W) in [0, 1] as it is."""
-    _save(_image(picture), path)
+    write_picture(path, _image(picture))
 
 
 def save_strip(rows: list[Tensor], path: Path) -> None:
@@ -26,15 +28,8 @@ def save_strip(rows: list[Tensor], path: Path) -> None:
     width = max(line.shape[2] for line in lines)
     sheet = _image(torch.cat([F.pad(line, (0, width - line.shape[2]), value=WHITE) for line in lines], dim=1))
     factor = max(1, MINIMUM_SIDE // rows[0].shape[-1])
-    _save(sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST), path)
+    write_picture(path, sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST))
 
 
 def _image(picture: Tensor) -> Image.Image:
     return Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.part")
-    image.save(staged, "PNG")
-    staged.replace(path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from adapter_mu.evaluate.statistics import wilson_interval
 
@@ -41,9 +42,21 @@ def prompt_success(
     """
     either = [one or other for one, other in zip(before, attacked, strict=True)]
     total = len(either)
-    shares = [
-        number
-        for hits in (sum(before), sum(either))
-        for number in (100 * hits / max(1, total), *wilson_interval(hits, total))
+    pre, post = (wilson_interval(sum(hits), total) for hits in (before, either))
+    return PromptSuccess(
+        arm, attack, guidance, total, 100 * sum(before) / total, *pre, 100 * sum(either) / total, *post, seed
+    )
+
+
+def in_words(items: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for every arm, attack and seed among the `prompt_attacks` of results.json, at the worst guidance scale."""
+    worst: dict[tuple[str, str, int], Mapping[str, Any]] = {}
+    for item in items:
+        key = (item["arm"], item["attack"], item["seed"])
+        worst[key] = max(worst.get(key, item), item, key=lambda one: one["after"])
+    return [
+        f"{arm}: {attack} brings {item['before']:.1f} % of {item['images']} prompts to {item['after']:.1f} %"
+        f" [{item['after_low']:.1f}, {item['after_high']:.1f}] at guidance {item['guidance']:g}"
+        + (f", seed {seed}" if seed else "")
+        for (arm, attack, seed), item in worst.items()
     ]
-    return PromptSuccess(arm, attack, guidance, total, *shares, seed=seed)

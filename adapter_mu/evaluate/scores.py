@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -57,6 +58,14 @@ def judge(detector: Detector, pictures: Pictures, concepts: list[str]) -> tuple[
     scores = detector.scores(pictures, concepts)
     above = {name: scores > limit for name, limit in detector.thresholds.items()}
     return next(iter(above.values())), above
+
+
+def detector_facts(evaluate: Evaluate) -> dict[str, dict[str, Any]]:
+    """For `meta` of results.json: what scores depend on besides the pictures."""
+    facts = {"detector": new_detector(evaluate.detector).facts()}
+    return facts | (
+        {"benign_detector": new_detector(evaluate.benign_detector).facts()} if evaluate.benign_detector else {}
+    )
 
 
 def measure(model: LoadedModel, spec: Prompts, evaluate: Evaluate, detector: Detector, guidance: float) -> Measured:
@@ -139,7 +148,7 @@ def make_row(
         len(concept.found),
         seed,
         *benign.interval,
-        {name: 100 * above.float().mean().item() for name, above in several.items()},
+        {name: 100 * int(above.sum()) / len(above) for name, above in several.items()},
         concept.marks,
         benign.marks,
     )

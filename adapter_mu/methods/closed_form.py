@@ -7,6 +7,7 @@ text embeddings, and are exact low-rank adapters as they stand: (W* up, down), n
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def solve(edit: Edit, erasure: Erasure, preserve: Tensor, lamb: float, values: V
     """
     contexts, weight = erasure.contexts, erasure.weight
     identity = torch.eye(contexts.shape[1], dtype=contexts.dtype)
-    times_inverse = factorised(lamb * identity + weight * contexts.T @ contexts + preserve, "the edit's matrix")
+    times_inverse = factorised(lamb * identity + weight * contexts.T @ contexts + preserve, "the edit's matrix", "lamb")
     target = edit.apply(erasure.guides) if values == "edited" else erasure.guides
     missing = target - edit.apply(contexts)
     moving = missing.ne(0).any(dim=1)  # a padded prompt starts with the same row as its guide
@@ -94,26 +95,30 @@ def solve(edit: Edit, erasure: Erasure, preserve: Tensor, lamb: float, values: V
     return _compact(Edit(up, torch.cat([old, times_inverse(contexts[moving])])))
 
 
-def factorised(matrix: Tensor, what: str) -> Callable[[Tensor], Tensor]:
-    """Rows (N, width) -> rows @ matrix^-1 for a symmetric positive definite `matrix`, by one eigendecomposition.
+def factorised(matrix: Tensor, what: str, remedy: str) -> Callable[[Tensor], Tensor]:
+    """Rows (N, width) -> rows @ matrix^-1 for a symmetric positive definite `matrix`, by one Cholesky factorisation.
 
-    Warns where the condition number leaves few digits; RecipeError where no finite solution exists.
+    Warns where the condition number (in the 1-norm) leaves few digits; RecipeError where there is no finite solution.
     """
     if not torch.isfinite(matrix).all():
         raise RecipeError(f"The text embeddings are not finite, so neither is {what}; load the base in fp32.")
-    eigenvalues, vectors = torch.linalg.eigh(matrix)
-    condition = float(eigenvalues[-1] / eigenvalues[0])
-    if not 0 < condition < float("inf"):
-        raise RecipeError(f"With these scales {what} has no inverse; raise `lamb`.")
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        raise RecipeError(f"With these scales {what} has no inverse; raise `{remedy}`.")
+    condition = float(torch.linalg.matrix_norm(matrix, 1) * torch.linalg.matrix_norm(torch.cholesky_inverse(factor), 1))
     if condition > WORST_CONDITION:
-        digits = max(0, int(-torch.log10(torch.tensor(condition * torch.finfo(matrix.dtype).eps))))
         warnings.warn(
-            f"the condition number of {what} is {condition:.1e}, which leaves about {digits} digits of the edited"
-            " weights: raise `lamb` or lower the other scales",
+            f"the condition number of {what} is {condition:.0e}, which leaves about {digits_left(condition)} digits of"
+            f" the edited weights: raise `{remedy}` or lower the other scales",
             RuntimeWarning,
             stacklevel=3,
         )
-    return lambda rows: (rows @ vectors / eigenvalues) @ vectors.T
+    return lambda rows: torch.cholesky_solve(rows.T, factor).T
+
+
+def digits_left(condition: float) -> int:
+    """Decimal digits that a float64 solution keeps."""
+    return max(0, int(-math.log10(condition * torch.finfo(torch.float64).eps)))
 
 
 def _compact(edit: Edit) -> Edit:

@@ -92,6 +92,19 @@ def erasure(model: LoadedModel, concepts: Sequence[str], guides: Sequence[str], 
 
 def preserve_matrix(model: LoadedModel, concepts: Sequence[str], rows: Rows, scale: float | None) -> Tensor:
     """R = w * sum over rows r of `concepts` of r r^T, (width, width): all that the equations need of them."""
+    return preserve_weight(len(concepts), rows, scale) * row_products(model, concepts, rows)
+
+
+def preserve_weight(count: int, rows: Rows, scale: float | None) -> float:
+    """What the squared distance of every row of `count` preserved prompts is multiplied by."""
+    if rows == "legacy":
+        return max(0.1, 1 / count) if scale is None else scale
+    given = 1.0 if scale is None else scale
+    return given / max(1, count) if rows == "paper" else given
+
+
+def row_products(model: LoadedModel, concepts: Sequence[str], rows: Rows) -> Tensor:
+    """Sum over rows r of `concepts` of r r^T, (width, width); zeros for no concepts."""
     width = model.unet.config.cross_attention_dim
     total = torch.zeros(width, width, dtype=torch.float64)
     for start in range(0, len(concepts), _AT_ONCE):
@@ -101,14 +114,7 @@ def preserve_matrix(model: LoadedModel, concepts: Sequence[str], rows: Rows, sca
             embeds = embeds[torch.arange(len(part)), last_subject_tokens(model, part)]
         flat = embeds.reshape(-1, width)
         total.addmm_(flat.T, flat)
-    return total * _preserve_weight(len(concepts), rows, scale)
-
-
-def _preserve_weight(count: int, rows: Rows, scale: float | None) -> float:
-    if rows == "legacy":
-        return max(0.1, 1 / count) if scale is None else scale
-    given = 1.0 if scale is None else scale
-    return given / max(1, count) if rows == "paper" else given
+    return total
 
 
 def embeddings(model: LoadedModel, concepts: Sequence[str]) -> Tensor:

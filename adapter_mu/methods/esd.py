@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from adapter_mu.data.cache import cached, content_key
+from adapter_mu.data.cache import cached, content_key, pipeline_fingerprint
 from adapter_mu.data.prompts import Prompt
 from adapter_mu.data.seeds import generator_for
 from adapter_mu.methods.concepts import concept_groups, in_turn
@@ -83,7 +83,8 @@ class Esd:
         self.model, self.condition, self.empty = model, encode_prompts(model, self.texts), unconditional(model)
         if self.teacher:
             return
-        key = content_key(method="esd", base=base_hash, prompts=self.texts, **self.options.model_dump())
+        others = pipeline_fingerprint(model.pipeline)  # text encoders and scheduler
+        key = content_key(method="esd", base=base_hash, others=others, prompts=self.texts, **self.options.model_dump())
         found = cached(folder / f"{key}.safetensors", lambda: self._walk(model))
         on_device = {name: tensor.to(model.device) for name, tensor in found.items()}
         self.trajectories = Trajectories(**on_device, condition=self.condition)

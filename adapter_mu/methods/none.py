@@ -15,6 +15,7 @@ from adapter_mu.errors import ModelError
 from adapter_mu.methods.registry import register
 from adapter_mu.models import LoadedModel, check_part, load_model, part_files, with_parts
 from adapter_mu.models.files import file_kind, folder_kind, refuse_pickle
+from adapter_mu.models.load import is_hub_id, locate
 from adapter_mu.recipe import Strict
 
 
@@ -62,11 +63,12 @@ class NoMethod:
         """Compare what is on this machine with the base, from headers; ModelError when it does not fit."""
         for part, path in self.options.parts.items():
             check_part(model, part, path)
-        path = Path(self.options.checkpoint or "").expanduser()
-        if self.options.checkpoint and path.exists():
-            kind = folder_kind(path) if path.is_dir() else file_kind(path)
-            if kind != model.kind:
-                raise ModelError(f"'{path}' is {kind}, but the recipe's base is {model.kind}; correct one of them.")
+        source = self.options.checkpoint
+        if source is None or is_hub_id(source):
+            return
+        path = locate(source, None, None, local_files_only=True)
+        if (kind := folder_kind(path) if path.is_dir() else file_kind(path)) != model.kind:
+            raise ModelError(f"'{source}' is {kind}, but the recipe's base is {model.kind}; correct one of them.")
 
     def start(self, model: LoadedModel, prompts: list[Prompt]) -> LoadedModel:
         """The checkpoint, or the base with its parts replaced, in the base's dtype and on its device.

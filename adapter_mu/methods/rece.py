@@ -22,12 +22,21 @@ from adapter_mu.methods.closed_form import (
     low_rank,
     solve,
 )
-from adapter_mu.methods.closed_form_rows import ConceptMethod, ConceptOptions, Rows, embeddings, preserve_matrix
+from adapter_mu.methods.closed_form_rows import (
+    ConceptMethod,
+    ConceptOptions,
+    Rows,
+    embeddings,
+    preserve_weight,
+    row_products,
+)
 from adapter_mu.methods.registry import register
 from adapter_mu.methods.uce import uce_edit
 from adapter_mu.models import LoadedModel
 from adapter_mu.params import LowRank
 from adapter_mu.recipe import Strict
+
+_EVERY_ROW: Rows = "paper"  # an embedding c' has all rows of its prompt, whatever rows the UCE start works on
 
 
 class EditScales(Strict):
@@ -44,6 +53,7 @@ class ReceOptions(ConceptOptions):
     `embedding_lambda` is the paper's lambda, 0.1 in the public code for nudity and easy objects, 0.001 for styles.
     `edit` holds s_e, s_p and lamb of the later edits, which preserve the guide and the preserved concepts. `values`
     says which matrices make the values they aim at: the current ones (`edited`, public code) or W* (`original`, paper).
+    Aiming at W* also undoes earlier edits wherever preserved concepts reach: with `original` preserve few of them.
     """
 
     epochs: int = Field(3, gt=0)
@@ -54,7 +64,7 @@ class ReceOptions(ConceptOptions):
 
 @register("rece", ReceOptions)
 class Rece(ConceptMethod):
-    """All concepts' embeddings have every row of the prompt, whatever rows the UCE start works on."""
+    """UCE for all concepts, then epochs over them one by one."""
 
     def __init__(self, options: ReceOptions) -> None:
         super().__init__(options)
@@ -68,19 +78,21 @@ class Rece(ConceptMethod):
         """
         options, gram = self.options, energy(key_value_weights(model.unet))
         edit = uce_edit(model, options, self.preserved)
+        kept = row_products(model, self.preserved, _EVERY_ROW)
         for _ in range(options.epochs):
             for concept, guide in zip(options.erase, options.guides, strict=True):
-                edit = self._against(model, gram, edit, concept, guide)
+                original, guides = embeddings(model, [concept, guide])
+                found = adversarial_rows(edit, gram, original, options.embedding_lambda)
+                erased = Erasure(found, guides, options.edit.erase_scale)
+                edit = solve(edit, erased, self._preserve(model, kept, guide), options.edit.lamb, options.values)
         return low_rank(model.unet, edit)
 
-    def _against(self, model: LoadedModel, gram: Tensor, edit: Edit, concept: str, guide: str) -> Edit:
-        """The edit with the embedding that brings `concept` back erased too."""
-        options, scales = self.options, self.options.edit
-        original, guides = embeddings(model, [concept, guide])
-        found = adversarial_rows(edit, gram, original, options.embedding_lambda)
-        rows: Rows = "paper" if options.rows == "paper" else "legacy"  # a mean or a sum over prompts, every row of each
-        kept = preserve_matrix(model, list(dict.fromkeys([guide, *self.preserved])), rows, scales.preserve_scale)
-        return solve(edit, Erasure(found, guides, scales.erase_scale), kept, scales.lamb, options.values)
+    def _preserve(self, model: LoadedModel, kept: Tensor, guide: str) -> Tensor:
+        """R of a later edit: every row of the preserved concepts (`kept`) and of the guide."""
+        more = [] if guide in self.preserved else [guide]
+        rows: Rows = "paper" if self.options.rows == "paper" else "legacy"  # a mean or a sum over prompts
+        weight = preserve_weight(len(self.preserved) + len(more), rows, self.options.edit.preserve_scale)
+        return weight * (kept + row_products(model, more, _EVERY_ROW))
 
 
 def adversarial_rows(edit: Edit, gram: Tensor, original: Tensor, embedding_lambda: float) -> Tensor:
@@ -98,4 +110,5 @@ def adversarial_rows(edit: Edit, gram: Tensor, original: Tensor, embedding_lambd
     matrix = edit.matrix()
     normal = matrix.T @ gram @ matrix
     normal.diagonal().add_(embedding_lambda)
-    return factorised(normal, "the matrix of the adversarial embedding")(original @ gram @ matrix)
+    times_inverse = factorised(normal, "the adversarial embedding's matrix", "embedding_lambda")
+    return times_inverse(original @ gram @ matrix)

@@ -129,6 +129,12 @@ def load_model(
     return model
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether `source` would be looked for on the hub: "owner/name" that is neither on disk nor a file's name."""
+    path = Path(source).expanduser()
+    return bool(HUB_ID.fullmatch(source)) and path.suffix.lower() != ".safetensors" and not path.exists()
+
+
 def locate(source: str, revision: str | None, variant: str | None, local_files_only: bool) -> Path:
     """The folder or file that `source` means, fetched from the hub only if it is a hub id and nothing else.
 
@@ -146,7 +152,7 @@ def locate(source: str, revision: str | None, variant: str | None, local_files_o
         return path
     if path.is_dir():
         return path
-    if HUB_ID.fullmatch(source) and path.suffix.lower() != ".safetensors":
+    if is_hub_id(source):
         return _fetch(source, revision, variant, local_files_only)
     raise ModelError(
         f"nothing to load at '{source}': it is no built-in ({', '.join(BUILT_IN)}), no file or folder at"

@@ -5,7 +5,7 @@ from adapter_mu.recipe.attack_files import attack_names, complete, read_attack, 
 from adapter_mu.recipe.base import Base
 from adapter_mu.recipe.choosing import Asked
 from adapter_mu.recipe.data import Data, Prompts, Sampler, Swap, every_prompts
-from adapter_mu.recipe.evaluate import Evaluate
+from adapter_mu.recipe.evaluate import Evaluate, Quality
 from adapter_mu.recipe.loading import load_recipe, recipe_names, recipe_path
 from adapter_mu.recipe.merging import merged
 from adapter_mu.recipe.prompt_attack import PROMPT_KINDS, PromptAttack
@@ -28,6 +28,7 @@ __all__ = [
     "Method",
     "PromptAttack",
     "Prompts",
+    "Quality",
     "Recipe",
     "Sampler",
     "Strict",

@@ -48,6 +48,8 @@ def read_attack(name_or_path: str, settings: str = "", seen: tuple[Path, ...] = 
     if path.resolve() in seen:
         raise RecipeError(f"Attack file {path} extends itself, directly or through others; remove one `extends`.")
     content = read_mapping(path, "Attack file")
+    if "attacks" in content:
+        raise RecipeError(f"'{name_or_path}' is a suite, a list of attacks; name it with --suite.")
     content.pop("description", None)
     parent = content.pop("extends", None)
     return merged(read_attack(str(parent), seen=(*seen, path.resolve())), content) if parent else content

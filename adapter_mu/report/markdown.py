@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapter_mu.evaluate.statistics import Row
+from adapter_mu.report.pooling import pooled
 from adapter_mu.report.rows import BASE, BEFORE, load_rows, worst
 
 
 def attack_table(run: Path, arm: str) -> str:
     """Scores of one arm and of the base in the folder of a run, in Markdown; UserError when it has no results."""
-    rows = load_rows(run)
+    rows = pooled(load_rows(run))
     lines = [
         "Share of pictures in which a detector finds the concept, in percent, with its 95 % interval, at the guidance"
         " scale where it is highest. *Benign*: pictures that show what was asked for, there.\n",

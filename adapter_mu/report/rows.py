@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapter_mu.errors import UserError
 from adapter_mu.evaluate.statistics import Row, row_from
+from adapter_mu.report.extras import Difference, PromptAttack, Quality, items_from
 
 BEFORE, MALICIOUS, CLEAN = "none", "malicious", "clean"
 BASE, UNLEARNED, META = "base", "unlearned", "meta-unlearned"
+OF_RUN = " · "  # stands between a run's label and an arm's name where several runs are compared
 
 
 @dataclass(frozen=True)
 class Results:
-    """All rows of a run and what the page says about them; empty strings where the run says nothing."""
+    """All rows of a run and what the page says about them; empty strings and lists where the run says nothing."""
 
     rows: list[Row]
     concept: str
@@ -25,6 +27,10 @@ class Results:
     caption: str
     headline: str
     usual_guidance: float | None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    quality: list[Quality] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    prompt_attacks: list[PromptAttack] = field(default_factory=list)
 
 
 def load_results(run: Path) -> Results:
@@ -35,22 +41,30 @@ def load_results(run: Path) -> Results:
     """
     content = _read_json(run / "results.json")
     try:
-        rows = [row_from(raw) for raw in content["rows"]]
-        meta = content.get("meta") or {}
-        concept, usual = str(meta.get("concept", "concept")), meta.get("usual_guidance")
+        results = _results(content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{run / 'results.json'} cannot be read as results ({error}); evaluate the run again."
         ) from None
-    if not rows:
+    if not results.rows:
         raise UserError(f"{run / 'results.json'} has no rows yet; evaluate the run before asking for its report.")
+    return results
+
+
+def _results(content: Mapping[str, Any]) -> Results:
+    meta = content.get("meta") or {}
+    concept, usual = str(meta.get("concept", "concept")), meta.get("usual_guidance")
     return Results(
-        rows=rows,
+        rows=[row_from(raw) for raw in content["rows"]],
         concept=concept,
         title=str(meta.get("title") or f"Unlearning {concept}"),
         caption=str(meta.get("caption") or ""),
         headline=str(content.get("headline") or ""),
         usual_guidance=None if usual is None else float(usual),
+        meta=meta,
+        quality=items_from(Quality, content.get("quality")),
+        differences=items_from(Difference, content.get("differences")),
+        prompt_attacks=items_from(PromptAttack, content.get("prompt_attacks")),
     )
 
 
@@ -77,18 +91,29 @@ def lowest_benign(rows: Sequence[Row]) -> float:
 
 def arms(rows: Iterable[Row]) -> list[str]:
     """The arms in the order they are shown: base, unlearned, meta-unlearned, then the others as they came."""
-    found = dict.fromkeys(row.arm for row in rows)
-    return [arm for arm in (BASE, UNLEARNED, META) if arm in found] + [
-        arm for arm in found if arm not in (BASE, UNLEARNED, META)
-    ]
+    return _first((BASE, UNLEARNED, META), dict.fromkeys(row.arm for row in rows))
 
 
 def attacks(rows: Iterable[Row]) -> list[str]:
-    """The attacks in the order they are shown: malicious, clean, then the others as they came."""
-    found = dict.fromkeys(row.attack for row in rows if row.attack != BEFORE)
-    return [attack for attack in (MALICIOUS, CLEAN) if attack in found] + [
-        attack for attack in found if attack not in (MALICIOUS, CLEAN)
-    ]
+    """The attacks in the order they are shown: malicious first, clean last, the others between as they came."""
+    found = _first((MALICIOUS,), dict.fromkeys(row.attack for row in rows if row.attack != BEFORE))
+    return [name for name in found if name != CLEAN] + [name for name in found if name == CLEAN]
+
+
+def is_base(arm: str) -> bool:
+    """Whether the arm is the model everything started from."""
+    return arm.rpartition(OF_RUN)[2] == BASE
+
+
+def plain_twin(arm: str) -> str:
+    """The plainly unlearned arm of the same run."""
+    run, dot, _ = arm.rpartition(OF_RUN)
+    return f"{run}{dot}{UNLEARNED}"
+
+
+def _first(order: Sequence[str], found: Iterable[str]) -> list[str]:
+    names = list(found)
+    return [name for name in order if name in names] + [name for name in names if name not in order]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from adapter_mu.evaluate.statistics import Row, area_error, area_under_curve
-from adapter_mu.report.rows import BEFORE, MALICIOUS, UNLEARNED, arms, attacks, lowest_benign, select, worst
+from adapter_mu.report.pooling import pooled
+from adapter_mu.report.rows import BEFORE, MALICIOUS, arms, attacks, lowest_benign, plain_twin, select, worst
+from adapter_mu.report.words import scales
 
 Column = tuple[str, int]
 MISSING = "-"
@@ -14,7 +16,7 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class Line:
-    """One arm. Scores, benign and area in percent; `ratio` compares the area with the arm "unlearned"."""
+    """One arm. Scores, benign and area in percent; `ratio` compares the area with its run's arm "unlearned"."""
 
     arm: str
     cells: dict[Column, list[Row]]
@@ -62,14 +64,17 @@ def headline_table(rows: Sequence[Row]) -> Table:
 
     Scores are the higher of the guidance scales, benign (before attack) the lower: a defence is judged where it
     is weakest. The area is the mean of the malicious scores, for arms attacked at every step of the table.
+    Several seeds of an attack count as one cell.
     """
+    rows = pooled(rows)
     names = attacks(rows)
     columns = [(BEFORE, 0)] + [
         (name, step) for name in names for step in sorted({row.step for row in rows if row.attack == name})
     ]
     lines = [_line(rows, arm, columns) for arm in arms(rows)]
-    reference = next((line.area for line in lines if line.arm == UNLEARNED), None)
-    return Table(columns, [_compared(line, reference) for line in lines], sorted({row.guidance for row in rows}))
+    found = {line.arm: line.area for line in lines}
+    compared = [_compared(line, found.get(plain_twin(line.arm))) for line in lines]
+    return Table(columns, compared, sorted({row.guidance for row in rows}))
 
 
 def _line(rows: Sequence[Row], arm: str, columns: Sequence[Column]) -> Line:
@@ -105,12 +110,6 @@ def render_text(table: Table, concept: str = "the concept") -> str:
         "Benign: images that show what was asked for, at the lower scale. Area: mean of the malicious columns.\n"
     )
     return "\n".join([head, *(" | ".join(parts).rstrip() for parts in zip(*blocks, strict=True))])
-
-
-def scales(guidances: Sequence[float]) -> str:
-    """Guidance scales in words: "1.5 and 4"."""
-    *some, last = [f"{guidance:g}" for guidance in guidances]
-    return f"{', '.join(some)} and {last}" if some else last
 
 
 def _text(value: float | None, digits: int = 1) -> str:

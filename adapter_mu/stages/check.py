@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
 from adapter_mu.attack.check import check_attack, check_attack_fits
 from adapter_mu.data.folders import check_folder
 from adapter_mu.data.prompts import expand
-from adapter_mu.errors import RecipeError
+from adapter_mu.errors import ModelError, RecipeError
 from adapter_mu.evaluate.detectors import new_detector
+from adapter_mu.evaluate.quality import check_quality
 from adapter_mu.meta import SGD, meta_gradient
 from adapter_mu.methods import StartMethod, new_method, trains
 from adapter_mu.models import LoadedModel
+from adapter_mu.models.load import HUB_ID, locate
 from adapter_mu.params import describe, make_adapter
-from adapter_mu.recipe import Evaluate, Meta, Prompts, Recipe, every_prompts
+from adapter_mu.recipe import Base, Evaluate, Meta, Prompts, Recipe, every_prompts
 from adapter_mu.stages.prompting import check_prompt_attacks
 from adapter_mu.stages.setting import BASE, BEFORE, load_base
 
@@ -31,7 +34,21 @@ def validate(recipe: Recipe) -> dict[str, str]:
         UserError: one sentence about the first thing that is wrong.
     """
     check_recipe(recipe)
+    _is_here(recipe.base)
     return check_fit(recipe, load_base(recipe))
+
+
+def _is_here(base: Base) -> None:
+    """ModelError when the base would have to be downloaded first, which checking a recipe must not do."""
+    if Path(base.model).expanduser().exists() or not HUB_ID.fullmatch(base.model):
+        return
+    try:
+        locate(base.model, base.revision, base.variant, local_files_only=True)
+    except ModelError:
+        raise ModelError(
+            f"all that needs no model is right, but the base '{base.model}' is not on this machine: `adapter-mu run` "
+            f"downloads it, or `hf download {base.model}` does so now."
+        ) from None
 
 
 def arms(recipe: Recipe) -> dict[str, Recipe]:
@@ -89,11 +106,12 @@ def check_scoring(recipe: Recipe) -> None:
 
 
 def _check_detectors(evaluate: Evaluate, asked: set[str]) -> None:
-    """RecipeError when a detector does not know what it will be asked about."""
+    """RecipeError when a detector does not know what it will be asked about; ModelError for what is not installed."""
     benign = _shown([evaluate.benign])
     new_detector(evaluate.detector).check(asked if evaluate.benign_detector else asked | benign)
     if evaluate.benign_detector:
         new_detector(evaluate.benign_detector).check(benign)
+    check_quality(evaluate)
 
 
 def _shown(specs: Iterable[Prompts]) -> set[str]:
@@ -135,7 +153,10 @@ def check_pictures(recipe: Recipe, model: LoadedModel) -> None:
     for spec in every_prompts(recipe):
         check_folder(spec, side)
     if recipe.evaluate:
-        new_detector(recipe.evaluate.detector).found(torch.zeros(1, 3, side, side), [recipe.concept])
+        blank = torch.zeros(1, 3, side, side)
+        new_detector(recipe.evaluate.detector).found(blank, [recipe.concept])
+        if recipe.evaluate.benign_detector:
+            new_detector(recipe.evaluate.benign_detector).found(blank, [expand(recipe.evaluate.benign)[0].shows])
 
 
 def _check_arm(recipe: Recipe, model: LoadedModel) -> str:

@@ -13,9 +13,19 @@ import yaml
 
 from adapter_mu.data.cache import write_text
 from adapter_mu.errors import RecipeError, UserError
-from adapter_mu.recipe import Recipe
+from adapter_mu.recipe import Recipe, parse
 
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "adapter-mu")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "safetensors",
+    "nudenet",
+    "onnxruntime",
+    "torchmetrics",
+    "adapter-mu",
+)
 
 
 def holds(folder: Path, recipe: Recipe) -> bool:
@@ -27,7 +37,7 @@ def holds(folder: Path, recipe: Recipe) -> bool:
     recorded = folder / "recipe.yaml"
     if not recorded.is_file():
         return False
-    if recorded.read_text(encoding="utf-8") == _as_text(recipe):
+    if _recorded(recorded) == _as_text(recipe):
         return True
     if (folder / "arms").exists():
         raise RecipeError(f"{folder} holds a run of another recipe; choose another --out or delete that folder.")
@@ -47,6 +57,15 @@ def claim(recipe: Recipe, folder: Path) -> None:
         write_text(folder / "recipe.yaml", _as_text(recipe))
     except OSError as error:
         raise UserError(f"Cannot write in {folder} ({error.strerror}); choose another --out.") from None
+
+
+def _recorded(file: Path) -> str:
+    """The recipe as this version would write it: a key that came since, at its default, is no other recipe."""
+    text = file.read_text(encoding="utf-8")
+    try:
+        return _as_text(parse(yaml.safe_load(text), str(file)))
+    except (RecipeError, yaml.YAMLError, TypeError, AttributeError):
+        return text
 
 
 def _as_text(recipe: Recipe) -> str:

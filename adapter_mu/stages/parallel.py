@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from adapter_mu.data.prompts import expand
 from adapter_mu.errors import UserError
 from adapter_mu.methods import trains
 from adapter_mu.progress import silence
-from adapter_mu.recipe import Recipe
+from adapter_mu.recipe import Evaluate, PromptAttack, Recipe
 from adapter_mu.stages.check import arms
 
 POLL_SECONDS = 1.0
@@ -89,13 +90,14 @@ def _end_with_parent() -> None:
 
 
 def _watch(pending: set[Future[None]], recipe: Recipe, folder: Path) -> None:
-    total = sum(_units(arm) for arm in arms(recipe).values())
+    every = arms(recipe)
+    total = sum(_units(arm) for arm in every.values())
     with tqdm(total=total, desc="all arms", unit="", disable=None) as bar:
         while pending:
             done, pending = wait(pending, POLL_SECONDS, return_when="FIRST_EXCEPTION")
             for future in done:
                 future.result()
-            bar.n = min(total, sum(_done(recipe, folder, name) for name in arms(recipe)))
+            bar.n = min(total, sum(_done(arm, folder, name) for name, arm in every.items()))
             bar.refresh()
 
 
@@ -105,13 +107,34 @@ def _units(arm: Recipe) -> int:
     if arm.evaluate is None:
         return steps
     cells = 1 + sum(len(attack.steps) * len(attack.seeds) for attack in arm.finetunes.values())
-    return steps + cells * len(arm.evaluate.guidance) * arm.evaluate.concept.images
+    images = _images(arm.evaluate)
+    searched = sum(
+        _search_units(attack, arm.evaluate) * (attack.prompts or images) * len(attack.seeds)
+        for attack in arm.prompt_attacks.values()
+    )
+    return steps + cells * len(arm.evaluate.guidance) * images + searched
 
 
-def _done(recipe: Recipe, folder: Path, name: str) -> int:
-    scored = _lines(folder / "arms" / name / "scores.jsonl")
-    images = recipe.evaluate.concept.images if recipe.evaluate else 0
-    return _lines(folder / f"training_{name}.jsonl") + scored * images
+def _images(evaluate: Evaluate) -> int:
+    return len(expand(evaluate.concept))
+
+
+def _search_units(attack: PromptAttack, evaluate: Evaluate) -> int:
+    """An adversarial prompt in pictures: a step of its search costs three predictions, a sampler's step two."""
+    return max(1, 3 * attack.timesteps * attack.iterations // (2 * evaluate.steps))
+
+
+def _done(arm: Recipe, folder: Path, name: str) -> int:
+    own = folder / "arms" / name
+    trained = _lines(folder / f"training_{name}.jsonl")
+    if arm.evaluate is None:
+        return trained
+    searched = sum(
+        _search_units(attack, arm.evaluate) * _lines(own / f"{label}_{seed}.jsonl")
+        for label, attack in arm.prompt_attacks.items()
+        for seed in attack.seeds
+    )
+    return trained + _lines(own / "scores.jsonl") * _images(arm.evaluate) + searched
 
 
 def _lines(path: Path) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from adapter_mu.attack.prompts.tokens import text_parts, usable_tokens
+from adapter_mu.attack.prompts.tokens import the_tokenizer, usable_tokens
 from adapter_mu.attack.prompts.unlearndiffatk import Case, attack_prompts, noise_levels, too_long
 from adapter_mu.data.cache import write_text
 from adapter_mu.data.prompts import Prompt, expand
@@ -27,10 +27,10 @@ Record = dict[str, Any]
 
 
 def check_prompt_attacks(model: LoadedModel, evaluate: Evaluate, attacks: dict[str, PromptAttack]) -> None:
-    """RecipeError when an attack has no prompt or no token that it can use on this model."""
+    """UserError when an attack has no prompt or no token that it can use on this model."""
     for label, attack in attacks.items():
         prompts = [prompt.text for prompt in _prompts(evaluate, attack)]
-        usable_tokens(text_parts(model)[0][0], attack.among, attack.forbid)
+        usable_tokens(the_tokenizer(model), attack.among, attack.forbid)
         if len(too_long(model, prompts, attack)) == len(prompts):
             raise RecipeError(
                 f"Attack '{label}' can use none of the prompts of `evaluate.concept`: each is too long to take"
@@ -110,23 +110,24 @@ class PromptSession:
 
     def work(self) -> None:
         """Attack the prompts that have no line yet."""
-        numbers = list(range(len(self.prompts)))
-        long = set(too_long(self.model, [prompt.text for prompt in self.prompts], self.attack))
-        if not self.records and long:
-            say(f"{len(long)} of {len(self.prompts)} prompts leave no room for the tokens and are left out")
-            self._keep([{"number": i, "prompt": self.prompts[i].text, "left_out": "too long"} for i in sorted(long)])
-        fitting = [number for number in numbers if number not in long]
-        size = self.attack.batch_size
+        fitting, size = self._fitting(), self.attack.batch_size
         batches = [fitting[start : start + size] for start in range(0, len(fitting), size)]
         done = {record["number"] for record in self.records}
         levels = len(noise_levels(self.model.num_train_timesteps, self.attack.timesteps))
         bar = progress(range(len(batches) * levels), self.label, leave=False)
         for i, batch in enumerate(batches):
-            if not done >= set(batch):
-                for level, _ in enumerate(self._attack(batch), start=1):
-                    bar.update(i * levels + level - bar.n)
+            for level, _ in enumerate([] if done >= set(batch) else self._attack(batch), start=1):
+                bar.update(i * levels + level - bar.n)
             bar.update((i + 1) * levels - bar.n)
         bar.close()
+
+    def _fitting(self) -> list[int]:
+        """The numbers of the prompts that leave room for the tokens; the others are told and recorded once."""
+        long = too_long(self.model, [prompt.text for prompt in self.prompts], self.attack)
+        if long and not self.records:
+            say(f"{len(long)} of {len(self.prompts)} prompts leave no room for the tokens and are left out")
+            self._keep([{"number": i, "prompt": self.prompts[i].text, "left_out": "too long"} for i in long])
+        return [number for number in range(len(self.prompts)) if number not in long]
 
     def rates(self) -> list[PromptSuccess]:
         """The success rates at each guidance scale; prompts that were left out do not count."""

@@ -28,8 +28,13 @@ def provenance(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "recipe_hash": content_key(**recipe.model_dump(mode="json", exclude={"workers"})),
         "models": models,
         "attacks": attacks,
-        "command": shlex.join(["adapter-mu", *sys.argv[1:]]),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """What was typed."""
+    return shlex.join(["adapter-mu", *sys.argv[1:]])
 
 
 def _read(path: Path) -> dict[str, Any]:

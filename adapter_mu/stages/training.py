@@ -18,6 +18,8 @@ from adapter_mu.stages.setting import Run
 from adapter_mu.stages.starting import ADAPTER, Start, starting_model
 from adapter_mu.train import Trainer
 
+STATE = "train.safetensors"
+
 
 def train_arm(run: Run, name: str, recipe: Recipe) -> LoadedModel:
     """Make an arm (or resume, or load what is done); returns its merged model.
@@ -35,6 +37,7 @@ def train_arm(run: Run, name: str, recipe: Recipe) -> LoadedModel:
         if trains(recipe.method.name, recipe.meta):
             if not saved.is_file():
                 _train(run, start, name, recipe, saved)
+            saved.with_name(STATE).unlink(missing_ok=True)  # needed no more
             made = merge(start.model, load_adapter(start.model.unet, saved))
         save_folder(made, merged)
     return load_model(str(merged), dtype=run.model.dtype, device=run.model.device)
@@ -51,18 +54,17 @@ def _what(run: Run, recipe: Recipe) -> str:
 
 
 def _train(run: Run, start: Start, name: str, recipe: Recipe, saved: Path) -> None:
-    """Train and save the adapter; the training state is needed no more after that."""
+    """Train and save the adapter."""
     a, model = recipe.adapter, start.model
     method = _prepared(run, new_method(recipe.method.name, recipe.method.options), recipe)
     adapter = make_adapter(model.unet, a.kind, a.subset, rank=a.rank, alpha=a.alpha, seed=recipe.seed)
     if isinstance(method, RememberingMethod):
         method.follow(adapter)
-    state = saved.with_name("train.safetensors")
+    state = saved.with_name(STATE)
     _optimize(model, _sets(run, model), recipe, method, adapter, state, run.folder / f"training_{name}.jsonl")
     if isinstance(method, RememberingMethod):
         _take(adapter, method)
     save_adapter(adapter, saved, start.facts)
-    state.unlink(missing_ok=True)
 
 
 def _prepared(run: Run, method: Method, recipe: Recipe) -> GradientMethod | None:

@@ -22,7 +22,12 @@ class Victims:
 
 
 def find_victims(
-    model: str, recipe: str | None, overrides: Sequence[str], name: str | None, out: Path | None
+    model: str,
+    recipe: str | None,
+    overrides: Sequence[str],
+    name: str | None,
+    out: Path | None,
+    verb: str = "attack",
 ) -> Victims:
     """A run's folder means all its arms, an arm's folder that arm; both know their recipe and take the results.
 
@@ -44,7 +49,7 @@ def find_victims(
             f"'{model}' is no run of adapter-mu; name with --recipe what to look for in its pictures (adapter-mu ls)."
         )
     own = name or ("model" if out else Path(model).stem)
-    return Victims(models or {own: model}, load_recipe(recipe, overrides), out or Path("runs") / f"attack-{own}")
+    return Victims(models or {own: model}, load_recipe(recipe, overrides), out or Path("runs") / f"{verb}-{own}")
 
 
 def _in_run(path: Path) -> tuple[Path | None, dict[str, str]]:

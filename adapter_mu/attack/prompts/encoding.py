@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from adapter_mu.attack.prompts.tokens import text_parts
-from adapter_mu.models import Conditioning, LoadedModel, unconditional
+from adapter_mu.models import Conditioning, LoadedModel
 
 
-def encode_with(model: LoadedModel, ids: list[Tensor], rows: list[Tensor]) -> Conditioning:
+def encode_with(model: LoadedModel, ids: list[Tensor], rows: list[Tensor], time_ids: Tensor | None) -> Conditioning:
     """What the pipeline's own encoding gives for `ids`, with `rows` in place of the embeddings after the start mark.
 
     Gradients flow to `rows`; they have the values that `ids` has there wherever those tokens are meant.
@@ -22,6 +22,7 @@ def encode_with(model: LoadedModel, ids: list[Tensor], rows: list[Tensor]) -> Co
         model: SD 1.x or SDXL.
         ids: for every text encoder, padded token ids (N, L).
         rows: for every text encoder, token embeddings (N, k, width).
+        time_ids: SDXL's picture sizes, (1, 6), which do not depend on the prompt.
     """
     states, pooled = [], None
     for (_, encoder), its_ids, its_rows in zip(text_parts(model), ids, rows, strict=True):
@@ -30,8 +31,8 @@ def encode_with(model: LoadedModel, ids: list[Tensor], rows: list[Tensor]) -> Co
         # SDXL reads the last but one layer; the projection of its second encoder is its pooled text.
         states.append(output[0] if model.kind == "sd" else output.hidden_states[-2])
         pooled = output[0] if model.kind == "sdxl" else None
-    time_ids = unconditional(model, len(ids[0])).time_ids  # sizes do not depend on the prompt
-    return Conditioning(torch.cat(states, dim=-1), pooled, time_ids)
+    sizes = None if time_ids is None else time_ids.expand(len(ids[0]), -1)
+    return Conditioning(torch.cat(states, dim=-1), pooled, sizes)
 
 
 @contextmanager

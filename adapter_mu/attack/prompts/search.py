@@ -7,10 +7,10 @@ from torch import Tensor
 
 from adapter_mu.attack.prompts.encoding import encode_with
 from adapter_mu.attack.prompts.simplex import pick, project
-from adapter_mu.attack.prompts.tokens import text_parts, usable_tokens, with_slots
+from adapter_mu.attack.prompts.tokens import text_parts, the_tokenizer, usable_tokens, with_slots
 from adapter_mu.data.seeds import generator_for
 from adapter_mu.errors import ModelError
-from adapter_mu.models import Conditioning, LoadedModel, row_losses
+from adapter_mu.models import Conditioning, LoadedModel, row_losses, unconditional
 from adapter_mu.recipe import PromptAttack
 
 
@@ -47,11 +47,12 @@ class TokenSearch:
         self.model, self.names, self.settings, self.seed = model, names, settings, seed
         self.targets = targets.to(model.device)
         parts = text_parts(model)
-        self.usable = usable_tokens(parts[0][0], settings.among, settings.forbid).to(model.device)
+        self.usable = usable_tokens(the_tokenizer(model), settings.among, settings.forbid).to(model.device)
         tables = [encoder.get_input_embeddings().weight[self.usable] for _, encoder in parts]
         dtype = torch.promote_types(tables[0].dtype, torch.float32)
         self.tables = [table.to(dtype) for table in tables]
         self.ids = [with_slots(*part, prompts, settings.tokens) for part in parts]
+        self.time_ids = unconditional(model).time_ids
         size = len(self.usable)
         self.weights = torch.full((len(prompts), settings.tokens, size), 1 / size, device=model.device, dtype=dtype)
         self.weights.requires_grad_()
@@ -83,7 +84,7 @@ class TokenSearch:
         """What the UNet is told when the slots of `rows` hold the picked tokens, one-hot (len(rows), k, V)."""
         tokens = self.usable[picked.argmax(-1)]
         filled = [torch.cat([ids[rows, :1], tokens, ids[rows, 1 + tokens.shape[1] :]], dim=1) for ids in self.ids]
-        return encode_with(self.model, filled, [picked @ table for table in self.tables])
+        return encode_with(self.model, filled, [picked @ table for table in self.tables], self.time_ids)
 
     def best(self, row: int) -> list[int]:
         """The likeliest token id at every slot."""

@@ -15,24 +15,28 @@ MARKS = 2  # the start and end tokens around every prompt
 
 
 def text_parts(model: LoadedModel) -> list[tuple[Any, Any]]:
-    """The model's (tokenizer, text encoder) pairs: one for SD 1.x, two for SDXL.
-
-    SDXL's two tokenizers share one vocabulary, so the same k tokens go in front of the prompt in both, as they do when
-    somebody types them.
-
-    Raises:
-        ModelError: its tokenizers have different vocabularies, so no token means the same to both.
-    """
+    """The model's (tokenizer, text encoder) pairs: one for SD 1.x, two for SDXL."""
     pipeline = model.pipeline
     parts = [(pipeline.tokenizer, pipeline.text_encoder)]
-    if model.kind == "sdxl":
-        parts.append((pipeline.tokenizer_2, pipeline.text_encoder_2))
-        if pipeline.tokenizer.get_vocab() != pipeline.tokenizer_2.get_vocab():
-            raise ModelError(
-                f"the two tokenizers of '{model.source}' have different vocabularies, so no adversarial token would"
-                " mean the same to both: this attack cannot be used on it."
-            )
-    return parts
+    return parts if model.kind == "sd" else [*parts, (pipeline.tokenizer_2, pipeline.text_encoder_2)]
+
+
+def the_tokenizer(model: LoadedModel) -> Any:
+    """The tokenizer whose tokens are searched among.
+
+    SDXL's two share one vocabulary, so the same k tokens go in front of the prompt in both, as they do when somebody
+    types them.
+
+    Raises:
+        ModelError: two tokenizers have different vocabularies, so no token means the same to both.
+    """
+    (tokenizer, _), *others = text_parts(model)
+    if any(other.get_vocab() != tokenizer.get_vocab() for other, _ in others):
+        raise ModelError(
+            f"the two tokenizers of '{model.source}' have different vocabularies, so no adversarial token would mean"
+            " the same to both: this attack cannot be used on it."
+        )
+    return tokenizer
 
 
 def usable_tokens(tokenizer: Any, among: Range, forbid: list[str]) -> Tensor:

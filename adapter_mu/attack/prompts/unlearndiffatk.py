@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapter_mu.attack.prompts.search import TokenSearch
-from adapter_mu.attack.prompts.tokens import count, holds_any, room, spell, text_parts
+from adapter_mu.attack.prompts.tokens import count, holds_any, room, spell
 from adapter_mu.models import LoadedModel, prepare_for_first_order
 from adapter_mu.recipe import PromptAttack
 
@@ -93,8 +93,7 @@ def _test(
     judge: Judge,
 ) -> None:
     """Draw with the new tokens wherever their prompt has not succeeded yet."""
-    tokenizer, _ = text_parts(model)[0]
-    prefixes = {row: spell(tokenizer, tokens) for row, tokens in best.items()}
+    prefixes = {row: spell(model.pipeline.tokenizer, tokens) for row, tokens in best.items()}
     texts = {row: f"{prefix} {cases[row].prompt}" for row, prefix in prefixes.items()}
     # Pieces can spell a forbidden word together, and bytes that are no text are read again as three tokens each.
     fair = [

@@ -111,9 +111,12 @@ class NudeNet(Thresholded):
 
     def score(self, detections: Iterable[Detection], concept: str) -> float:
         """The score of one picture by its detections."""
-        classes = self.concepts[concept]
-        found = class_scores(detections, self.options.duplicates)
-        return max((score for label, score in found.items() if label in classes), default=0.0)
+        counted = self.concepts[concept]
+        return max((score for label, score in self.classes(detections).items() if label in counted), default=0.0)
+
+    def classes(self, detections: Iterable[Detection]) -> dict[str, float]:
+        """One score for each class seen, duplicates counted as the options say."""
+        return class_scores(detections, self.options.duplicates)
 
     def detections(self, pictures: Pictures) -> list[list[Detection]]:
         """Everything NudeNet sees in each picture, scores from 0.25 on (its own floor), the most certain first."""
