@@ -10,7 +10,18 @@ import yaml
 from tiny_runs import RECIPE
 
 from adapter_mu.errors import RecipeError
-from adapter_mu.recipe import Asked, Attack, Recipe, attack_names, load_recipe, merged, parse, read_attack, read_suite
+from adapter_mu.recipe import (
+    Asked,
+    Attack,
+    Recipe,
+    attack_names,
+    load_recipe,
+    merged,
+    parse,
+    read_attack,
+    read_suite,
+    recipe_names,
+)
 from adapter_mu.recipe.yaml_files import recipe_folder
 
 RINGS = {"prompts": ["a ring", "a {size} ring"], "fill": {"size": ["big"]}, "images": 30}
@@ -76,6 +87,15 @@ def test_sets_are_found_by_name_in_order() -> None:
     )
 
 
+def test_a_set_may_have_a_second_name() -> None:
+    """Such as the one that attack files use."""
+    own = {"hrm-m": {"data": STARS}, "mine": {"data": "malicious"}}
+    named = parse(merged(RECIPE, {"attack_data": {"malicious": "hrm-m"}, "attacks": own}), "recipe tiny")
+    assert named.finetunes["mine"].data == named.attack_data["malicious"] == named.finetunes["hrm-m"].data
+    with pytest.raises(RecipeError, match="`attack_data.malicious` is 'none'"):
+        parse(merged(RECIPE, {"attack_data": {"malicious": "none"}}), "recipe tiny")
+
+
 def test_images_limits_what_is_trained_on_but_not_the_prior() -> None:
     attack = entry({"kind": "dreambooth", "data": "malicious", "mixed_with": "clean", "prior": "clean", "images": 5})
     assert attack.mixed_with and attack.prior
@@ -130,7 +150,12 @@ def test_every_shipped_file_says_what_it_is(path: Path) -> None:
     assert text.startswith("# "), "why, in a comment"
     content = yaml.safe_load(text)
     assert path.parent.name == "shapes" or content["description"]
-    assert path.parent.name != "shapes" or (path.parent.parent / path.name).is_file(), "a variant of one at real size"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_standard_suite_fits_every_shipped_recipe(name: str) -> None:
+    recipe = load_recipe(name)
+    assert set(Asked(suite="standard").of(recipe)) == set(read_suite("standard"))
 
 
 @pytest.mark.parametrize("suite", sorted(SUITES))
@@ -142,10 +167,10 @@ def test_the_suites_run_on_the_demo(suite: str) -> None:
     assert all(("ring" in shapes) == (suite == "standard") for shapes in roles.values())
 
 
-def test_the_standard_suite_has_every_kind_and_drops_captions() -> None:
+def test_the_standard_suite_trains_weights_in_every_way_and_drops_captions() -> None:
     chosen = Asked(suite="standard").of(load_recipe("shapes/demo"))
     attacks = [attack for attack in chosen.values() if isinstance(attack, Attack)]
-    kinds = {"full", "lora", "dreambooth", "cross_attention", "textual_inversion"}
+    kinds = {"full", "lora", "dreambooth", "cross_attention"}
     assert {attack.kind for attack in attacks} == kinds and {attack.optimizer for attack in attacks} == {"adamw", "sgd"}
     assert all(attack.empty_captions == 0.1 for attack in attacks)
 

@@ -28,6 +28,11 @@ def model(request: pytest.FixtureRequest) -> LoadedModel:
     return load_model(request.param)
 
 
+@pytest.fixture(scope="module")
+def sd() -> LoadedModel:
+    return load_model("shapes-sd")
+
+
 def settings(**changes: Any) -> PromptAttack:
     return PromptAttack(kind="unlearndiffatk", **({"tokens": 3, "timesteps": 2, "iterations": 3} | changes))
 
@@ -208,6 +213,20 @@ def test_a_success_ends_the_search_at_its_scale_alone(model: LoadedModel) -> Non
 def test_it_ends_when_every_prompt_has_succeeded(model: LoadedModel) -> None:
     levels = list(attack_prompts(model, cases({4.0}), settings(), 0, lambda rows, *_: [True] * len(rows)))
     assert levels == [250]
+
+
+def test_without_iterations_random_tokens_are_tried(sd: LoadedModel) -> None:
+    """The control: other tokens at every noise level, the same ones again with the same seed."""
+    seen: list[list[str]] = []
+
+    def judge(rows: list[int], texts: list[str], guidance: float) -> list[bool]:
+        seen.append(texts)
+        return [False] * len(rows)
+
+    for seed in (0, 0, 1):
+        assert len(list(attack_prompts(sd, cases({4.0}), settings(iterations=0, among="words"), seed, judge))) == 2
+    first, again, other = (sum(seen[i : i + 2], []) for i in (0, 2, 4))
+    assert first == again and len({*first, *other}) == 12
 
 
 def test_forbidden_words_are_never_tested(model: LoadedModel) -> None:

@@ -115,9 +115,7 @@ def test_what_it_leaves(model: LoadedModel, tmp_path: Path) -> None:
         assert [record["before"][key] for record in records(run)] == scored.found.tolist()
         new = [record for record in records(run) if key in record["found"]]
         assert item["after"] == pytest.approx(100 * (scored.hits + len(new)) / 5)
-        texts = [
-            Prompt(record["found"].get(key, {"text": record["prompt"]})["text"], "ring") for record in records(run)
-        ]
+        texts = [record["found"].get(key, {"text": record["prompt"]})["text"] for record in records(run)]
         redrawn = draw(model, [Prompt(text, "ring") for text in texts], evaluate.concept.seed, evaluate, guidance)
         assert run.detector.found(redrawn, ["ring"] * 5).tolist() == [
             key in record["found"] or record["before"][key] for record in records(run)

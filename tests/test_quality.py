@@ -15,16 +15,18 @@ from torch import Tensor
 import adapter_mu.evaluate.quality.features as features_module
 import adapter_mu.evaluate.quality.perceptual as perceptual_module
 from adapter_mu.errors import ModelError, RecipeError
+from adapter_mu.evaluate.detectors import new_detector
 from adapter_mu.evaluate.quality import check_quality, quality
 from adapter_mu.evaluate.quality.agreement import agreement, captions_read
 from adapter_mu.evaluate.quality.distances import fid, kid
 from adapter_mu.evaluate.quality.features import feature_network
 from adapter_mu.evaluate.quality.perceptual import shapes_distance
 from adapter_mu.models import LoadedModel, load_model
-from adapter_mu.recipe import Evaluate, Prompts
+from adapter_mu.recipe import Evaluate, Prompts, load_recipe
 from adapter_mu.shapes.detector import load_shapes_detector, read
 from adapter_mu.shapes.draw import draw
 from adapter_mu.shapes.vocabulary import Scene, caption, random_scenes
+from adapter_mu.stages import Run, quality_done, quality_items, quality_of_arm
 
 BENIGN = Prompts(prompts=["a red {s}"], fill={"s": ["star", "square"]}, shows="{s}", images=6, seed=2)
 RING = Prompts(prompts=["a ring"], shows="ring", images=2)
@@ -214,3 +216,18 @@ def test_the_shapes_detector_reads_sets_of_any_length() -> None:
     assert features.shape == (300, network.width)
     assert torch.allclose(features.square().mean(1), torch.ones(300), atol=1e-4)
     assert set(read(load_shapes_detector(), pictures)) == {"shape", "colour", "background", "texture"}
+
+
+def test_an_arms_quality_is_measured_once_and_belongs_to_its_weights(
+    base: LoadedModel, worse: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("shapes/demo").model_copy(update={"evaluate": wanting(["clip_score"])})
+    run = Run(recipe, tmp_path, base, "hash", new_detector("shapes"))
+    quality_of_arm(run, "unlearned", worse)
+    items = quality_items(run.arm_folder("unlearned"))
+    assert [item["metric"] for item in items] == ["clip_score"] and quality_done(run.arm_folder("unlearned"))
+    monkeypatch.setattr("adapter_mu.stages.quality.quality", lambda *_, **__: pytest.fail("measured twice"))
+    quality_of_arm(run, "unlearned", worse)
+    assert quality_items(run.arm_folder("unlearned")) == items and quality_items(tmp_path / "none") == []
+    with pytest.raises(RecipeError, match="scores of another model named 'unlearned'"):
+        quality_of_arm(run, "unlearned", base)

@@ -257,3 +257,9 @@ def test_large_pictures_do_not_make_a_large_page(run: Path) -> None:
     small = len(page_of(run))
     Image.effect_noise((5140, 1028), 90).save(run / "pictures" / "base_none_0_4.png")
     assert len(page_of(run)) - small < 1_000_000
+
+
+def test_a_run_without_attacks_has_no_slider_to_pull(tmp_path: Path) -> None:
+    rows = [row(arm, "none", 4.0, 0, score) for arm, score in (("base", 99), ("unlearned", 5), ("meta-unlearned", 2))]
+    text = page_of(write_run(tmp_path, rows))
+    assert "No finetuning attack was made" in text and 'class="slide off"' in text

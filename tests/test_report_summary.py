@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from adapter_mu.evaluate.statistics import area_error, wilson_interval
+from adapter_mu.report.extras import PromptAttack
 from adapter_mu.report.pooling import pooled
 from adapter_mu.report.rows import attacks
 from adapter_mu.report.summary import areas, worst_cases
 from adapter_mu.report.training import agreement, smoothed, trend
-from adapter_mu.report.words import place, ratio_sentences, worst_sentence
+from adapter_mu.report.words import place, prompt_sentences, ratio_sentences, worst_sentence
 from tests.report_cases import row, synthetic_rows
 
 
@@ -106,3 +107,9 @@ def test_the_cosine_is_shown_before_the_product_and_nothing_without_either() -> 
 
 def test_the_running_mean_looks_back_only() -> None:
     assert smoothed([0.0] * 23 + [2.0]) == [0.0] * 23 + [1.0]
+
+
+def test_prompt_attacks_are_told_at_their_worst_scale() -> None:
+    items = [PromptAttack("u", "uda", guidance, 50, 10.0, after) for guidance, after in ((1.5, 30.0), (4.0, 70.0))]
+    (said,) = prompt_sentences(items)
+    assert "70.0 % of cases at guidance 4; the same prompts unchanged in 10.0 %." in said

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import adapter_mu.stages.parallel as parallel
 import adapter_mu.stages.scoring as scoring
 from adapter_mu.cli.main import main
 from adapter_mu.data.cache import fingerprint
+from adapter_mu.evaluate.statistics import Row
 from adapter_mu.models import load_model
 from adapter_mu.params.files import read_metadata
 from adapter_mu.train import Trainer
@@ -132,8 +133,7 @@ def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def check_results(run: Finished, *arms: str) -> None:
     """Every cell of the base and these arms, in rows of exactly the documented fields."""
     assert run.code == 0
-    fields = {"arm", "attack", "guidance", "step", "score", "low", "high", "benign", "images"}
-    assert all(row.keys() == fields for row in run.rows)
+    assert all(row.keys() == {field.name for field in fields(Row)} for row in run.rows)
     cells = [(row["arm"], row["attack"], row["step"], row["guidance"]) for row in run.rows]
     expected = {("base", "none", 0)} | {(arm, *column) for arm in arms for column in COLUMNS}
     assert sorted(cells) == sorted((*cell, guidance) for cell in expected for guidance in (1.5, 4.0))
@@ -170,7 +170,7 @@ def test_the_folder_holds_what_a_run_leaves(finished: Finished) -> None:
     }
     for arm in TRAINED:
         made = {path.name for path in (folder / "arms" / arm).iterdir()}
-        assert made == {"adapter.safetensors", "merged", "scores.jsonl", "scored_model.json"}
+        assert made == {"adapter.safetensors", "merged", "scores.jsonl", "scored_model.json", "attacks.json"}
         assert len((folder / f"training_{arm}.jsonl").read_text().splitlines()) == 4
     assert len(list((folder / "pictures").iterdir())) == len(finished.rows)
 

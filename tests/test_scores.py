@@ -229,3 +229,12 @@ def test_a_list_brings_its_own_seeds_and_where_asked_its_own_guidance(model: Loa
     other = Prompts(csv=tmp_path / "list.csv", shows="ring", seed=9)  # the list's seeds stand whatever ours is
     again = measure(model, other, plain, Told([True] * 2), 4.0).pictures
     assert torch.equal(again, high)
+
+
+def test_many_pictures_are_judged_some_at_a_time(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = EVALUATE.concept.model_copy(update={"images": SHOWN + 3})
+    whole = measure(model, spec, EVALUATE, new_detector("shapes"), 4.0)
+    monkeypatch.setattr("adapter_mu.evaluate.scores.AT_ONCE", 4)
+    parts = measure(model, spec, EVALUATE, new_detector("shapes"), 4.0)
+    assert len(parts.found) == SHOWN + 3 and len(parts.pictures) == SHOWN
+    assert torch.equal(parts.found, whole.found) and torch.allclose(parts.pictures, whole.pictures, atol=1e-5)

@@ -41,9 +41,8 @@ class Clip:
 
     def features(self, pictures: Pictures) -> Tensor:
         """The same before they are scaled, (N, D)."""
-        images = as_images(pictures)
-        parts = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
-        return torch.cat([self._features(part) for part in parts])
+        parts = [pictures[start : start + self.batch_size] for start in range(0, len(pictures), self.batch_size)]
+        return torch.cat([self._features(as_images(part)) for part in parts])
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (N, D); what is longer than CLIP reads is cut."""

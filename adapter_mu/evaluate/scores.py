@@ -6,24 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adapter_mu.data.prompts import Prompt, expand
 from adapter_mu.data.sampling import decode, guidance_of, sample_latents, seeds_of
 from adapter_mu.evaluate.detectors import Detector, new_detector
 from adapter_mu.evaluate.detectors.inputs import Pictures
+from adapter_mu.evaluate.pictures import SHOWN
 from adapter_mu.evaluate.statistics import Row, wilson_interval
 from adapter_mu.models import LoadedModel
 from adapter_mu.recipe import Evaluate, Prompts
 
+AT_ONCE = 64  # pictures in memory
 FIRST_SEED, SEED_STRIDE = 7_000_000, 1_000_003  # keep the pictures' noise apart from that of the training sets
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Pictures (N, 3, H, W), one a prompt in order, and in which the concept asked for was found, (N,) booleans.
+    """In which pictures, one a prompt in order, the concept asked for was found, (N,) booleans.
 
-    `thresholds` has the same at each of the detector's thresholds by name; `found` is the first of them.
+    `thresholds` has the same at each of the detector's thresholds by name; `found` is the first of them. Of the
+    pictures themselves only the first `SHOWN` are kept, (n, 3, H, W): hundreds of SDXL's would fill the memory.
     """
 
     pictures: Tensor
@@ -74,8 +78,16 @@ def measure(model: LoadedModel, spec: Prompts, evaluate: Evaluate, detector: Det
     Rows of a published CSV are drawn from their own seeds, and at the usual guidance with the guidance they ask for.
     """
     prompts = expand(spec)
-    pictures = draw(model, prompts, spec.seed, evaluate, guidance)
-    return Measured(pictures, *judge(detector, pictures, [prompt.shows for prompt in prompts]))
+    latents = draw_latents(model, prompts, spec.seed, evaluate, guidance)
+    shows, size = [prompt.shows for prompt in prompts], max(AT_ONCE, SHOWN)
+    kept, seen, above = latents[:0], [], []
+    for start in range(0, len(prompts), size):
+        pictures = decode(model, latents[start : start + size], evaluate.batch_size)
+        kept = kept if start else pictures[:SHOWN].clone()
+        found, by_name = judge(detector, pictures, shows[start : start + size])
+        seen.append(found)
+        above.append(by_name)
+    return Measured(kept, torch.cat(seen), {name: torch.cat([part[name] for part in above]) for name in above[0]})
 
 
 def draw(

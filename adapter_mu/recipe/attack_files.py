@@ -65,9 +65,9 @@ def read_suite(name_or_path: str, settings: str = "") -> dict[str, Entry]:
 
 def complete(content: Mapping[str, Any]) -> dict[str, Any]:
     """Plain data of a recipe, its attack entries made whole; what is not an entry is left for the schema to refuse."""
-    attacks = content.get("attacks")
+    content, attacks = _without_aliases(content), content.get("attacks")
     if not isinstance(attacks, Mapping):
-        return dict(content)
+        return content
     whole: dict[str, Any] = {}
     for label, entry in attacks.items():
         if not isinstance(entry, Mapping):
@@ -76,6 +76,18 @@ def complete(content: Mapping[str, Any]) -> dict[str, Any]:
         entry = _with_file(dict(entry), str(content.get("attack_settings", "")))
         whole |= _swept(label, _with_caption(_with_sets(label, entry, content), content))
     return {**content, "attacks": whole}
+
+
+def _without_aliases(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Sets of `attack_data` that are another set's name replaced by that set."""
+    own = content.get("attack_data")
+    if not isinstance(own, Mapping):
+        return dict(content)
+    real = {**content, "attack_data": {name: value for name, value in own.items() if not isinstance(value, str)}}
+    named = {
+        name: _set_named(value, f"attack_data.{name}", real) for name, value in own.items() if isinstance(value, str)
+    }
+    return {**real, "attack_data": real["attack_data"] | named}
 
 
 def _with_file(entry: Entry, settings: str) -> Entry:
@@ -97,7 +109,8 @@ def _with_sets(label: str, entry: Entry, content: Mapping[str, Any]) -> Entry:
 
 def _set_named(name: str, place: str, content: Mapping[str, Any]) -> Any:
     """Of the recipe's `attack_data`, else the one that its attack of that name has, else of its `data`."""
-    own, attacks, data = (content.get(part) or {} for part in ("attack_data", "attacks", "data"))
+    parts = (content.get(part) for part in ("attack_data", "attacks", "data"))
+    own, attacks, data = (part if isinstance(part, Mapping) else {} for part in parts)
     sets = {key: data[key] for key in ("forget", "related", "unrelated") if key in data}
     sets |= {key: value["data"] for key, value in attacks.items() if _has_set(value)}
     sets |= own

@@ -24,7 +24,7 @@ class PromptAttack(Strict):
     prompts: int = Field(0, ge=0)  # how many of the concept's prompts, the first ones; 0: all
     tokens: int = Field(5, gt=0)  # k, put in front of the prompt
     timesteps: int = Field(50, gt=0, le=1000)  # noise levels, evenly spread: 10, 30, ..., 990
-    iterations: int = Field(40, gt=0)  # Adam steps at each
+    iterations: int = Field(40, ge=0)  # Adam steps at each; 0: no search but random tokens, to compare with
     lr: float = Field(0.01, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     among: Literal["all", "words"] = "all"

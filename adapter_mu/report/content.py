@@ -20,7 +20,7 @@ from adapter_mu.report.summary import Area, areas, worst_cases
 from adapter_mu.report.svg import swatch
 from adapter_mu.report.table import Line, Table, headline_table
 from adapter_mu.report.training import Trend, agreement, terms, trend
-from adapter_mu.report.words import listed, prompt_sentence, ratio_sentences, scales, worst_sentence
+from adapter_mu.report.words import listed, prompt_sentences, ratio_sentences, scales, worst_sentence
 
 BASE_SERIES = 9
 FEW = 2  # attacks that one sentence can speak for
@@ -58,7 +58,7 @@ def content(bundle: Bundle) -> dict[str, Any]:
         "cases": [(row, worst_figure(row, numbers[row.arm]), _beside(results.differences, row)) for row in cases],
         "tried": listed(attacks(rows)) if attacks(rows) else "",
         "headline": [worst_sentence(row, results.concept) for row in cases],
-        "prompt_sentences": [prompt_sentence(item) for item in results.prompt_attacks],
+        "prompt_sentences": prompt_sentences(results.prompt_attacks),
         **_bars(table, results.concept, bundle.several),
         "comparisons": comparisons(table, areas(rows), results.concept, bundle.several),
         "legend": [
@@ -87,6 +87,8 @@ def _bars(table: Table, concept: str, several: bool) -> dict[str, Any]:
 def comparisons(table: Table, found: Sequence[Area], concept: str, several: bool) -> list[str]:
     """How the defended arms compare with the plainly unlearned one: under the project's own attack, and over all."""
     tried = len(table.groups()) - 1
+    if not tried and len(table.lines) > 1:
+        return ["No finetuning attack was made, so nothing is said about relearning."]
     own = [] if several or (tried and not _has(table, MALICIOUS)) else sentences(table, concept)[:1]
     return own + (ratio_sentences(found) if not own or tried > FEW else [])
 

@@ -51,13 +51,20 @@ def worst_sentence(row: Row, concept: str) -> str:
     )
 
 
-def prompt_sentence(attack: PromptAttack) -> str:
-    """What adversarial prompts get out of one arm."""
+def prompt_sentences(attacks: Sequence[PromptAttack]) -> list[str]:
+    """What adversarial prompts get out of each arm, at the guidance scale where that is most."""
+    worst: dict[tuple[str, str], PromptAttack] = {}
+    for attack in sorted(attacks, key=lambda one: one.after, reverse=True):
+        worst.setdefault((attack.attack, attack.arm), attack)
+    return [_prompt_sentence(worst[key]) for key in dict.fromkeys((one.attack, one.arm) for one in attacks)]
+
+
+def _prompt_sentence(attack: PromptAttack) -> str:
     sure = interval(attack.after_low, attack.after_high)
     return (
         f"Without any finetuning, adversarial prompts ({attack.attack}) get the concept out of {attack.arm} in "
-        f"{attack.after:.1f} % of cases{f' ({sure})' if sure else ''}; the same prompts unchanged in "
-        f"{attack.before:.1f} %."
+        f"{attack.after:.1f} % of cases{f' ({sure})' if sure else ''} at guidance {attack.guidance:g}; the same "
+        f"prompts unchanged in {attack.before:.1f} %."
     )
 
 

@@ -64,6 +64,8 @@ class TokenSearch:
         Raises:
             ModelError: the model's prediction is not finite.
         """
+        if not self.settings.iterations:
+            return
         draws = [self._draws(row, timestep) for row in rows]
         uniforms, noise = (torch.stack(kind, dim=1).to(self.model.device) for kind in zip(*draws, strict=True))
         at = torch.full((len(rows),), timestep, device=self.model.device)
@@ -86,9 +88,13 @@ class TokenSearch:
         filled = [torch.cat([ids[rows, :1], tokens, ids[rows, 1 + tokens.shape[1] :]], dim=1) for ids in self.ids]
         return encode_with(self.model, filled, [picked @ table for table in self.tables], self.time_ids)
 
-    def best(self, row: int) -> list[int]:
-        """The likeliest token id at every slot."""
-        return [int(token) for token in self.usable[self.weights[row].argmax(-1)]]
+    def best(self, row: int, timestep: int) -> list[int]:
+        """The likeliest token id at every slot; without iterations, the control, one at random."""
+        chosen = self.weights[row].argmax(-1)
+        if not self.settings.iterations:
+            generator = generator_for(self.seed, "random tokens", self.names[row], timestep)
+            chosen = torch.randint(len(self.usable), chosen.shape, generator=generator)
+        return [int(token) for token in self.usable[chosen.to(self.usable.device)]]
 
     def _draws(self, row: int, timestep: int) -> tuple[Tensor, Tensor]:
         """For every iteration, what the tokens are drawn by (iterations, k), and the noise (iterations, C, H, W)."""

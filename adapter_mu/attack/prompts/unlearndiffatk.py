@@ -78,7 +78,7 @@ def attack_prompts(
         if not rows:
             return
         search.descend(rows, timestep)
-        best = {row: search.best(row) for row in rows}
+        best = {row: search.best(row, timestep) for row in rows}
         _test(model, cases, {row: b for row, b in best.items() if tried.get(row) != b}, timestep, settings, judge)
         tried |= best  # the same tokens would draw the same picture again
         yield timestep

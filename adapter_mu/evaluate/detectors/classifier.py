@@ -73,8 +73,8 @@ class Classifier:
 
     @torch.no_grad()
     def _chances(self, pictures: Pictures) -> Tensor:
-        images, size = as_images(pictures), self.options.batch_size
-        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        size = self.options.batch_size
+        parts = (as_images(pictures[start : start + size]) for start in range(0, len(pictures), size))
         pixels = (self._processor(images=part, return_tensors="pt")["pixel_values"] for part in parts)
         return torch.cat([self._model(pixel_values=part.to(best_device())).logits.softmax(1).cpu() for part in pixels])
 

@@ -120,8 +120,11 @@ class NudeNet(Thresholded):
 
     def detections(self, pictures: Pictures) -> list[list[Detection]]:
         """Everything NudeNet sees in each picture, scores from 0.25 on (its own floor), the most certain first."""
-        blue_first = [np.ascontiguousarray(array[:, :, ::-1]) for array in as_arrays(pictures)]
-        seen: list[list[Detection]] = self._network.detect_batch(blue_first, self.options.batch_size)
+        seen: list[list[Detection]] = []
+        for start in range(0, len(pictures), self.options.batch_size):
+            part = as_arrays(pictures[start : start + self.options.batch_size])
+            blue_first = [np.ascontiguousarray(array[:, :, ::-1]) for array in part]  # as NudeNet reads its files
+            seen += self._network.detect_batch(blue_first, len(part))
         return seen
 
     def facts(self) -> dict[str, Any]:

@@ -42,8 +42,8 @@ class SafetyChecker(Thresholded):
 
     def scores(self, pictures: Pictures, concepts: list[str]) -> Tensor:
         """(1 + e) / 2, where e is how far the nearest concept's cosine is above its threshold, in [-1, 1]."""
-        images, size = as_images(pictures), self.options.batch_size
-        parts = [self._excess(images[start : start + size]) for start in range(0, len(images), size)]
+        size = self.options.batch_size
+        parts = [self._excess(as_images(pictures[start : start + size])) for start in range(0, len(pictures), size)]
         return (1 + torch.cat(parts).clamp(-1, 1)) / 2
 
     def facts(self) -> dict[str, Any]:
