@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapter_mu.data.sets import Batch, LatentSet
+from adapter_mu.live import stage
 from adapter_mu.meta import (
     SGD,
     AdamW,
@@ -72,10 +74,19 @@ class MetaObjective:
     """
 
     def __init__(
-        self, model: LoadedModel, adapter: Adapter, sets: Sets, meta: Meta, batch_size: int, seed: int
+        self,
+        model: LoadedModel,
+        adapter: Adapter,
+        sets: Sets,
+        meta: Meta,
+        batch_size: int,
+        seed: int,
+        chunk: int | None = None,
+        apart: bool = False,
     ) -> None:
+        """`chunk` as in `meta_gradient`; `apart`: differentiate the terms one by one, in the memory of the largest."""
         self.model, self.adapter, self.sets, self.meta = model, adapter, sets, meta
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.chunk, self.apart = batch_size, seed, chunk, apart
         self.weights = MetaWeights(**{field.name: getattr(meta, field.name) for field in fields(MetaWeights)})
         self.attacker = RULES[meta.attacker.rule](lr=meta.attacker.lr)
 
@@ -88,15 +99,18 @@ class MetaObjective:
         log: dict[str, float] = {"tau": attacker.lr}
         result = meta_gradient(
             self._inner_loss,
-            lambda params: self._outer_loss(params, step, retain, log),
+            self._outer_losses(step, retain, log),
             start,
             batches,
             attacker=attacker,
             order=self.meta.order,
             hvp=self.meta.hvp,
+            chunk=self.chunk,
         )
         gradient = self._to_theta(theta, result.gradient)
-        for name, value in self._current_gradient(theta, retain, log).items():
+        with stage("outer loss"):
+            current = self._current_gradient(theta, retain, log)
+        for name, value in current.items():
             gradient[name] = gradient[name] + value
         log |= {f"attacker_loss_{m}": loss for m, loss in enumerate(result.inner_losses)}
         return gradient, log
@@ -110,7 +124,8 @@ class MetaObjective:
         if self.meta.attacker.space == "subset":
             return touched
         own = self.model.unet.named_parameters()
-        return {name: tensor.detach().to(working_dtype(tensor)) for name, tensor in own} | touched
+        place = next(iter(touched.values())).device
+        return {name: tensor.detach().to(place, working_dtype(tensor)) for name, tensor in own} | touched
 
     def _attacker_at(self, start: Tensors, batches: list[Batch]) -> Rule:
         """The attacker with a tau at which its loss really falls, where the recipe asks for that."""
@@ -136,21 +151,44 @@ class MetaObjective:
     def _inner_loss(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         return batch_loss(self.model, self._weights(params), batch)
 
-    def _outer_loss(
-        self, params: Mapping[str, Tensor], step: int, retain: dict[str, Batch], log: dict[str, float]
-    ) -> Tensor:
-        weights = self._weights(params)
+    def _outer_losses(
+        self, step: int, retain: dict[str, Batch], log: dict[str, float]
+    ) -> list[Callable[[Tensors], Tensor]]:
+        """The meta loss at theta_FT: one function, or (`apart`) one for each term and batch, whose sum counts."""
         parts = {"forget": self._forget_batch(step, max(0, self.meta.attacker.steps - 1))} | retain
+        rows = sum(len(part.latents) for part in parts.values())
+        groups = [(parts, parts)]
+        if self.apart:
+            kept = parts if self.meta.keep_unconditional else {}
+            alone = [({name: part}, {}) for name, part in parts.items() if getattr(self.weights, name)]
+            groups = alone + [({}, {name: part}) for name, part in kept.items()] or groups
+        return [
+            partial(self._outer_loss, parts=ascended, drifting=drifting, rows=rows, log=log)
+            for ascended, drifting in groups
+        ]
+
+    def _outer_loss(
+        self, params: Tensors, *, parts: dict[str, Batch], drifting: dict[str, Batch], rows: int, log: dict[str, float]
+    ) -> Tensor:
+        """The ascended losses on `parts` and the drift on `drifting`, of `rows` rows in all; adds to the log."""
+        weights = self._weights(params)
+        losses = self._losses(weights, {name: part for name, part in parts.items() if getattr(self.weights, name)})
+        if drifting and self.meta.keep_unconditional:
+            batch = joined(list(drifting.values()))
+            losses["keep_unconditional"] = len(batch.latents) / rows * self._unconditional_drift(weights, batch)
+        terms = attacked_terms(losses, self.weights)
+        for name, value in [*((f"attacked_{name}", loss) for name, loss in losses.items()), *terms.items()]:
+            log[name] = log.get(name, 0.0) + float(value.detach())
+        return total(terms)
+
+    def _losses(self, weights: Mapping[str, Tensor], parts: dict[str, Batch]) -> dict[str, Tensor]:
+        """L_DM on each batch, all of them in one pass through the UNet."""
+        if not parts:
+            return {}
         batch = joined(list(parts.values()))
         rows = row_losses(self.model, weights, batch.latents, batch.noise, batch.timesteps, batch.condition)
         sizes = [len(part.latents) for part in parts.values()]
-        losses = {name: part.mean() for name, part in zip(parts, rows.split(sizes), strict=True)}
-        if self.meta.keep_unconditional:
-            losses["keep_unconditional"] = self._unconditional_drift(weights, batch)
-        terms = attacked_terms(losses, self.weights)
-        log |= {f"attacked_{name}": float(loss.detach()) for name, loss in losses.items()}
-        log |= {name: float(term.detach()) for name, term in terms.items()}
-        return total(terms)
+        return {name: part.mean() for name, part in zip(parts, rows.split(sizes), strict=True)}
 
     def _unconditional_drift(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Mean squared distance between the attacked model's and the base's unconditional predictions."""
@@ -165,8 +203,13 @@ class MetaObjective:
         counted = [name for name, weight in self.weights.restored.items() if weight]
         if not counted:
             return {}
-        weights = self.adapter.materialize(theta)
-        terms = current_terms({n: batch_loss(self.model, weights, retain[n]) for n in counted}, self.weights)
-        log |= {name: float(term.detach()) for name, term in terms.items()}
-        gradients = torch.autograd.grad(total(terms), list(theta.values()), allow_unused=True)
-        return {name: g for name, g in zip(theta, gradients, strict=True) if g is not None}
+        found: Tensors = {}
+        for names in [[name] for name in counted] if self.apart else [counted]:
+            weights = self.adapter.materialize(theta)
+            terms = current_terms({n: batch_loss(self.model, weights, retain[n]) for n in names}, self.weights)
+            log |= {name: float(term.detach()) for name, term in terms.items()}
+            gradients = torch.autograd.grad(total(terms), list(theta.values()), allow_unused=True)
+            for name, g in zip(theta, gradients, strict=True):
+                if g is not None:
+                    found[name] = found[name] + g if name in found else g
+        return found

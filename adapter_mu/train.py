@@ -14,9 +14,10 @@ from torch import Tensor
 
 from adapter_mu.data.cache import write_text
 from adapter_mu.errors import UserError
+from adapter_mu.live import stage
 from adapter_mu.methods import GradientMethod, RememberingMethod
 from adapter_mu.models import LoadedModel
-from adapter_mu.params import Adapter
+from adapter_mu.params import Adapter, load_optimizer_state, optimizer_state, outer_optimizer
 from adapter_mu.params.files import read_tensors, write_tensors
 from adapter_mu.progress import progress
 from adapter_mu.recipe import Recipe
@@ -46,13 +47,24 @@ class Trainer:
     ) -> None:
         self.model, self.method, self.adapter, self.sets, self.recipe = model, method, adapter, sets, recipe
         self.theta = adapter.parameters()
-        self.optimizer = torch.optim.Adam(list(self.theta.values()), recipe.train.lr)
+        self.optimizer = self._new_optimizer()
+        train = recipe.train
         self.meta = (
-            MetaObjective(model, adapter, sets, recipe.meta, recipe.train.batch_size, recipe.seed)
+            MetaObjective(
+                *(model, adapter, sets, recipe.meta, train.batch_size, recipe.seed),
+                chunk=train.memory.attention_chunk,
+                apart=train.checkpointing,
+            )
             if recipe.meta
             else None
         )
         self.state_file, self.log_file = state_file, log_file
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        memory, lr = self.recipe.train.memory, self.recipe.train.lr
+        there = torch.device("cpu") if memory.optimizer_on == "cpu" else self.model.device
+        moments_on = None if memory.optimizer_on in (None, memory.states) else there
+        return outer_optimizer(self.theta, lr, eight_bit=memory.optimizer == "adam8bit", moments_on=moments_on)
 
     def run(self, on_step: OnStep | None = None) -> None:
         """All remaining steps; Ctrl-C or a kill loses at most `save_every` of them.
@@ -81,7 +93,8 @@ class Trainer:
         gradient, terms, scale = self._ascent(step)
         between: dict[str, float] = {}  # how the unlearning gradient lies to the meta gradient
         for name, weight, loss in self._losses(step):
-            own, terms[name] = self._gradient(loss)
+            with stage("method"):
+                own, terms[name] = self._gradient(loss)
             if name == "unlearn" and self.meta:
                 between = alignment(own, gradient)
             for key, tensor in gradient.items():
@@ -94,7 +107,8 @@ class Trainer:
         )
         if not math.isfinite(terms["gradient_norm"]):
             self._stop(step, terms)
-        self.optimizer.step()
+        with stage("optimizer"):
+            self.optimizer.step()
         self.optimizer.zero_grad()
         if isinstance(self.method, RememberingMethod):
             self.method.after_step(self.theta)
@@ -149,8 +163,7 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         tensors = {f"theta.{name}": tensor for name, tensor in self.theta.items()}
-        for name, tensor in self.theta.items():
-            tensors |= {f"adam.{key}.{name}": value for key, value in self.optimizer.state[tensor].items()}
+        tensors |= optimizer_state(self.optimizer, self.theta)
         if isinstance(self.method, RememberingMethod):
             tensors |= {f"method.{name}": tensor for name, tensor in self.method.state().items()}
         write_tensors(self.state_file, tensors | {"step": torch.tensor(step)}, {})
@@ -163,8 +176,7 @@ class Trainer:
         for name, tensor in self.theta.items():
             with torch.no_grad():
                 tensor.copy_(saved[f"theta.{name}"])
-            moments = {key: saved[f"adam.{key}.{name}"].to(tensor) for key in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[tensor] = {"step": saved[f"adam.step.{name}"]} | moments
+        load_optimizer_state(self.optimizer, self.theta, saved)
         if isinstance(self.method, RememberingMethod):
             own = {name.removeprefix("method."): t for name, t in saved.items() if name.startswith("method.")}
             self.method.load_state(own)

@@ -17,10 +17,11 @@ import adapter_mu.run as verbs
 import adapter_mu.stages.attacking as attacking
 import adapter_mu.stages.scoring as scoring
 from adapter_mu.data.cache import fingerprint
+from adapter_mu.errors import RecipeError
 from adapter_mu.export.merge import save_folder
 from adapter_mu.models import load_model
 from adapter_mu.recipe import load_recipe
-from adapter_mu.stages import claim, find_victims
+from adapter_mu.stages import claim, find_victims, holds
 
 SMALL = """
 extends: shapes/demo
@@ -106,6 +107,15 @@ def test_any_diffusers_folder_and_single_file_is_attacked(form: str, recipe: Pat
     assert cells(tmp_path / "out") == {
         ("theirs", *cell, 0) for cell in (("none", 0), ("malicious", 1), ("malicious", 2))
     }
+
+
+def test_sdxl_is_attacked_in_the_same_ways(tmp_path: Path) -> None:
+    """Both text encoders learn the token."""
+    (tmp_path / "small.yaml").write_text(SMALL.replace("shapes/demo", "shapes/sdxl"), encoding="utf-8")
+    load_model("shapes-sdxl").pipeline.save_pretrained(tmp_path / "theirs")
+    arguments = ("--attack", "lora_r4", "--attack", "textual_inversion", "--steps", "1", "--out", tmp_path / "out")
+    attack(tmp_path / "theirs", "--recipe", tmp_path / "small.yaml", *arguments)
+    assert {label for _, label, _, _ in cells(tmp_path / "out")} == {"none", "lora_r4", "textual_inversion"}
 
 
 def test_built_in_models_have_a_recipe_and_others_must_name_one(
@@ -231,3 +241,15 @@ def test_another_architecture_and_an_unfinished_run_are_refused(run: Path, recip
     tiny_sd().save_pretrained(tmp_path / "tiny")
     assert "reads 32x32 pictures" in refusal(tmp_path / "tiny", "--recipe", recipe, "--out", tmp_path / "o")
     assert not (tmp_path / "o").exists()
+
+
+def test_a_key_that_came_since_makes_no_other_recipe(run: Path, recipe: Path) -> None:
+    """At its default; anything else is another recipe."""
+    recorded = run / "recipe.yaml"
+    text = recorded.read_text()
+    assert "attack_data: {}\n" in text
+    recorded.write_text(text.replace("attack_data: {}\n", ""))
+    assert holds(run, load_recipe(str(recipe)))
+    recorded.write_text(text.replace("attack_settings: shapes\n", ""))
+    with pytest.raises(RecipeError, match="another recipe"):
+        holds(run, load_recipe(str(recipe)))

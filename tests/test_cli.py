@@ -268,7 +268,7 @@ def test_sample_draws_a_picture_a_prompt(name: str, adapter_mu: Command) -> None
 
 def test_help_is_there_for_every_verb_and_loads_nothing_heavy(adapter_mu: Command) -> None:
     code, out, _ = adapter_mu("--help")
-    assert code == 0 and all(f"\n    {verb.__name__.rpartition('.')[2]} " in out for verb in VERBS)
+    assert code == 0 and all(f"\n    {verb.__name__.rpartition('.')[2]}" in out for verb in VERBS)
     for verb in VERBS:
         name = verb.__name__.rpartition(".")[2]
         assert (verb.__doc__ or "").split("\n")[0].rstrip(".")[:40] in adapter_mu(name, "--help")[1]

@@ -17,7 +17,7 @@ from adapter_mu.meta import PRODUCTS, SGD, PairCheckpoint, frozen_linear, meta_g
 from adapter_mu.meta.pair_checkpoint import announced_calls
 from adapter_mu.meta.tensors import value_and_gradient
 from adapter_mu.models import announce_blocks
-from adapter_mu.params import call_with
+from adapter_mu.params import AttachedLora, Lora, call_with
 
 CHUNKED, WHOLE = PairCheckpoint(chunk=3), PairCheckpoint(chunk=0)
 
@@ -115,41 +115,40 @@ def test_peft_layers_inside_the_model() -> None:
     assert relative_error(product("auto", loss, params, vector)[0], expected) < 1e-12
 
 
-def lora_unet(dtype: torch.dtype) -> Any:
-    """A small UNet with peft's layers and weights rounded to bfloat16."""
-    from peft import LoraConfig
-
-    unet = tiny_unet("sd")
-    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    for tensor in unet.parameters():
-        tensor.data = tensor.data.bfloat16().to(dtype)
-    return unet.requires_grad_(False)
+def rounded_unet(dtype: torch.dtype) -> Any:
+    """A small UNet whose weights are rounded to bfloat16, announcing its blocks."""
+    unet = tiny_unet("sd").bfloat16().to(dtype)
+    announce_blocks(unet, pair_block)
+    return unet
 
 
-def single_loss(unet: Any, batch: dict[str, Any]) -> Any:
+def single_loss(unet: Any, adapter: Any, batch: dict[str, Any]) -> Any:
     """The batch's loss, with the UNet in its own precision and the arithmetic after it in float32."""
     own, noise = unet.dtype, batch["noise"].float()
     inputs = {k: v.to(own) if v.is_floating_point() else v for k, v in batch["inputs"].items()}
-    return lambda params: (call_with(unet, params, **inputs).sample.float() - noise).square().mean()
+    return lambda p: (call_with(unet, adapter.materialize(p), **inputs).sample.float() - noise).square().mean()
 
 
 def test_in_bfloat16_the_product_is_as_exact_as_a_gradient() -> None:
-    """fp32 adapters on a bf16 base; the reference is the same rounded base in float32."""
-    exact, half = lora_unet(torch.float32), lora_unet(torch.bfloat16)
-    announce_blocks(half, pair_block)
+    """fp32 factors beside a bf16 base; the reference is the same rounded base in float32."""
+    adapters = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        unet = rounded_unet(dtype)
+        adapters[dtype] = unet, AttachedLora(unet, Lora(unet, r"attn[12]\.", rank=2))
+    (exact, fine_lora), (half, coarse_lora) = adapters.values()
     errors = []
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
-        names = {n: p.shape for n, p in exact.named_parameters() if "lora_" in n}
+        names = {n: p.shape for n, p in fine_lora.parameters().items()}
         theta = {n: torch.randn(s, generator=generator) * (0.05 if "lora_B" in n else 0.2) for n, s in names.items()}
-        batches = [noise_batch(exact, 2 * seed + n) for n in range(2)]
+        batches = [noise_batch(tiny_unet("sd"), 2 * seed + n) for n in range(2)]
 
         (_, vector), (_, fine), (_, coarse) = (
-            value_and_gradient(single_loss(unet, batches[number]), theta)
-            for unet, number in ((exact, 1), (exact, 0), (half, 0))
+            value_and_gradient(single_loss(unet, adapter, batches[number]), theta)
+            for unet, adapter, number in ((exact, fine_lora, 1), (exact, fine_lora, 0), (half, coarse_lora, 0))
         )
-        expected, _ = product("reverse_over_reverse", single_loss(exact, batches[0]), theta, vector)
-        found, _ = product("pair_checkpoint", single_loss(half, batches[0]), theta, vector)
+        expected, _ = product("pair_checkpoint", single_loss(exact, fine_lora, batches[0]), theta, vector)
+        found, _ = product("pair_checkpoint", single_loss(half, coarse_lora, batches[0]), theta, vector)
         assert found[next(iter(theta))].dtype == torch.float32
         errors.append((relative_error(coarse, fine), relative_error(found, expected)))
     of_gradient, of_product = (sum(column) for column in zip(*errors, strict=True))

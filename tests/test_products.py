@@ -37,7 +37,7 @@ def test_meta_gradient_of_a_run_is_the_same_with_pairs(model_kind: str, kind: st
         adapter = make_adapter(model.unet, own.kind, own.subset, rank=own.rank)
         nudge(adapter.parameters())
         if pairs:
-            adapter = beside_the_base(model.unet, made, adapter)
+            adapter = beside_the_base(model.unet, made, adapter, pairs)
             assert isinstance(adapter, AttachedLora) == (kind == "lora")
         assert made.meta is not None
         found.append(MetaObjective(model, adapter, tiny_sets(model), made.meta, 2, seed=0).gradient(0)[0])

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from adapter_mu.evaluate.prompt_success import PromptSuccess
 from adapter_mu.evaluate.statistics import area_error, wilson_interval
-from adapter_mu.report.extras import PromptAttack
 from adapter_mu.report.pooling import pooled
 from adapter_mu.report.rows import attacks
 from adapter_mu.report.summary import areas, worst_cases
@@ -110,6 +110,9 @@ def test_the_running_mean_looks_back_only() -> None:
 
 
 def test_prompt_attacks_are_told_at_their_worst_scale() -> None:
-    items = [PromptAttack("u", "uda", guidance, 50, 10.0, after) for guidance, after in ((1.5, 30.0), (4.0, 70.0))]
+    items = [
+        PromptSuccess("u", "uda", guidance, 50, 10.0, 5.0, 20.0, after, after - 9, after + 9)
+        for guidance, after in ((1.5, 30.0), (4.0, 70.0))
+    ]
     (said,) = prompt_sentences(items)
-    assert "70.0 % of cases at guidance 4; the same prompts unchanged in 10.0 %." in said
+    assert "70.0 % of cases (61.0 to 79.0) at guidance 4; the same prompts unchanged in 10.0 %." in said

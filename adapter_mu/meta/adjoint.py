@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adapter_mu.errors import UserError
+from adapter_mu.live import stage
 from adapter_mu.meta.attacker import Attacker, State
 from adapter_mu.meta.hvp import Product, finite_difference, resolve
 from adapter_mu.meta.pair_checkpoint import announced_calls
@@ -55,13 +56,14 @@ class _Step:
 
 def meta_gradient(
     inner_loss: InnerLoss,
-    outer_loss: ScalarLoss,
+    outer_loss: ScalarLoss | Sequence[ScalarLoss],
     params: Mapping[str, Tensor],
     batches: Sequence[Any],
     *,
     attacker: Attacker,
     order: Order = "exact",
     hvp: str = "auto",
+    chunk: int | None = None,
 ) -> MetaGradient:
     """Gradient of the meta objective through M attacker steps (eq. 2 of the paper; lines 7 to 10 of Algorithm 1).
 
@@ -72,24 +74,29 @@ def meta_gradient(
     Args:
         inner_loss: (params, batch) -> one number, the attacker's loss L_FT. It must give the same value whenever it is
             called with the same arguments: noise and timesteps belong in the batch, dropout must be off.
-        outer_loss: params -> one number, evaluated at theta_M only.
+        outer_loss: params -> one number, evaluated at theta_M only; of several the sum counts, and each is
+            differentiated by itself, in the memory of the largest.
         params: theta, floating-point tensors of any shapes; not changed. One that a loss does not touch gets zero.
         batches: one per attacker step; none at all makes theta_M = theta.
         attacker: SGD, Momentum or AdamW; its state starts afresh.
         order: "exact"; "first_order" (the gradient at theta_M as it is: FOMAML, the paper's public code); or k, exact
             through the last k steps and the identity before them.
         hvp: how to multiply by a Hessian, see `adapter_mu.meta.hvp`.
+        chunk: of pair_checkpoint, query rows of attention at a time.
 
     Raises:
         UserError: bad `order` or `hvp`, a loss that is not one number, or an inner loss that does not repeat itself.
     """
     kept = _steps_kept(order, len(batches))
-    multiply, announced = resolve(hvp), announced_calls()
-    attacked, trace, inner_losses = _attack(inner_loss, params, batches, attacker, kept)
+    multiply, announced = resolve(hvp, chunk), announced_calls()
+    with stage("attacker"):
+        attacked, trace, inner_losses = _attack(inner_loss, params, batches, attacker, kept)
     if hvp == "auto" and announced_calls() != announced:
-        multiply = resolve("pair_checkpoint")  # known by now: saves `auto` its look
-    outer_value, gradient = value_and_gradient(outer_loss, attacked)
-    gradient = _pull_through(inner_loss, attacker, trace, gradient, multiply)
+        multiply = resolve("pair_checkpoint", chunk)  # known by now: saves `auto` its look
+    with stage("outer loss"):
+        outer_value, gradient = _sum_of([outer_loss] if callable(outer_loss) else outer_loss, attacked)
+    with stage("product"):
+        gradient = _pull_through(inner_loss, attacker, trace, gradient, multiply)
     return MetaGradient(gradient, attacked, inner_losses, outer_value)
 
 
@@ -122,6 +129,17 @@ def _attack(
     return theta, trace, losses
 
 
+def _sum_of(losses: Sequence[ScalarLoss], params: Params) -> tuple[float, Params]:
+    """The sum of losses and its gradient."""
+    value, gradient = value_and_gradient(losses[0], params)
+    for loss in losses[1:]:
+        more, further = value_and_gradient(loss, params)
+        value += more
+        for name in gradient:
+            gradient[name] = gradient[name] + further.pop(name)
+    return value, gradient
+
+
 def _pull_through(
     inner_loss: InnerLoss, attacker: Attacker, trace: list[_Step], params_bar: Params, multiply: Product
 ) -> Params:
@@ -139,7 +157,9 @@ def _pull_through(
             _check_replay(step, "gradient norm", norm(replayed), step.gradient_norm)
         elif multiply is not finite_difference:  # that one looks beside the step's parameters
             _check_replay(step, "loss", replay.loss, step.loss)
-        params_bar = {name: bar + curvature[name] for name, bar in params_bar.items()}
+        del step, gradients_bar, replayed
+        for name in list(params_bar):  # one by one, so that no further copy of theta arises
+            params_bar[name] = params_bar[name] + curvature.pop(name)
     return params_bar
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -75,7 +76,9 @@ class _Announced(Exception):
     """The loss goes through announced blocks."""
 
 
-def automatic(loss_fn: ScalarLoss, params: Params, vector: Params) -> tuple[Params, Params | None]:
+def automatic(
+    loss_fn: ScalarLoss, params: Params, vector: Params, chunk: int | None = None
+) -> tuple[Params, Params | None]:
     """`pair_checkpoint` for a loss that calls announced blocks (see `pair_block`), else `reverse_over_reverse`."""
 
     def watched(leaves: Params) -> Tensor:
@@ -88,7 +91,7 @@ def automatic(loss_fn: ScalarLoss, params: Params, vector: Params) -> tuple[Para
     try:
         return reverse_over_reverse(watched, params, vector)
     except _Announced:
-        return PRODUCTS["pair_checkpoint"](loss_fn, params, vector)
+        return resolve("pair_checkpoint", chunk)(loss_fn, params, vector)
 
 
 PRODUCTS: dict[str, Product] = {
@@ -98,13 +101,16 @@ PRODUCTS: dict[str, Product] = {
 }
 
 
-def resolve(name: str) -> Product:
-    """The product of that name, or `automatic` for "auto"; UserError for an unknown name."""
+def resolve(name: str, chunk: int | None = None) -> Product:
+    """The product of that name, or `automatic` for "auto"; UserError for an unknown name.
+
+    `chunk`: query rows of attention at a time, where pairs make the product.
+    """
     if name == "auto":
-        return automatic
+        return partial(automatic, chunk=chunk)
     if name not in PRODUCTS:
         raise UserError(f"hvp: there is no {name!r}; choose one of auto, {', '.join(PRODUCTS)}")
-    return PRODUCTS[name]
+    return PairCheckpoint(chunk) if name == "pair_checkpoint" and chunk is not None else PRODUCTS[name]
 
 
 def product(name: str, loss_fn: ScalarLoss, params: Params, vector: Params) -> tuple[Params, Params | None]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from adapter_mu.meta.pair_attention_bars import AttentionBars, beside, probabilities, score_factors
 from adapter_mu.meta.pair_functions import Softmax
 from adapter_mu.meta.pairs import join, run_function, split
 
@@ -98,40 +99,6 @@ def _rows(q: Tensor, k: Tensor, chunk: int | None) -> int:
     return max(1, min(length, portion // max(1, q[..., 0, 0].numel() * k.shape[-2])))
 
 
-def _beside(*parts: Tensor | None) -> Tensor:
-    """Those that are there, side by side: one matrix product instead of several."""
-    there = [part for part in parts if part is not None]
-    return there[0] if len(there) == 1 else torch.cat(there, -1)
-
-
-def _score_factors(q: Tensor, k: Tensor, qdot: Tensor | None, kdot: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Two factors whose product is Sdot = qdot k^T + q kdot^T."""
-    return _beside(qdot, None if kdot is None else q), _beside(None if qdot is None else k, kdot)
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Row by row, in float32 or finer, as a column."""
-    fine = torch.promote_types(x.dtype, torch.float32)
-    return (x.to(fine) * y.to(fine)).sum(-1, keepdim=True)
-
-
-def _less(column: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Left right^T - column; a column rounded to half precision would shift a whole row."""
-    if left.dtype == column.dtype and left.dim() == 3:
-        return torch.baddbmm(column, left, right.transpose(-1, -2), beta=-1)
-    return (left @ right.transpose(-1, -2)).sub_(column)
-
-
-def _mask_rows(mask: Tensor | None, rows: slice) -> Tensor | None:
-    return mask if mask is None or mask.dim() < 2 or mask.shape[-2] == 1 else mask[..., rows, :]
-
-
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
-    s = q[..., rows, :] @ k.transpose(-1, -2)
-    seen = _mask_rows(mask, rows)
-    return torch.softmax(s if seen is None else s + seen, -1).to(s.dtype)
-
-
 class Attention(torch.autograd.Function):
     """(q, k, v, qdot, kdot, vdot, mask, rows) -> o = P v and odot = Pdot v + P vdot, with P = softmax(q k^T + mask).
 
@@ -153,12 +120,12 @@ class Attention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Portion by portion of the queries; r is kept for backward."""
         bent = qdot is not None or kdot is not None
-        left, right = _score_factors(q, k, qdot, kdot) if bent else (q, k)
+        left, right = score_factors(q, k, qdot, kdot) if bent else (q, k)
         out, outdot, means = [], [], []
         for start in range(0, q.shape[-2], rows):
             part = slice(start, start + rows)
-            p = _probabilities(q, k, mask, part)
-            both = p @ _beside(v, vdot)
+            p = probabilities(q, k, mask, part)
+            both = p @ beside(v, vdot)
             out.append(both[..., : v.shape[-1]])
             tangent = both[..., v.shape[-1] :]
             if bent:
@@ -175,55 +142,8 @@ class Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, o_bar: Tensor, odot_bar: Tensor) -> Halves:
-        """Portion by portion again.
-
-        With c = <odot_bar, o> and w = <o_bar, o> + <odot_bar, odot> for every row (which are <P, Pdot_bar> and
-        <P, P_bar> + c r, known without summing over keys), E = Sdot - r, F = odot_bar v^T - c and
-        G = o_bar v^T + odot_bar vdot^T - w: the scores receive P (G + F E), their tangents P F.
-        """
-        q, k, v, qdot, kdot, vdot, mask, o, odot, r = ctx.saved_tensors
-        c, w = _dot(odot_bar, o), _dot(o_bar, o) + _dot(odot_bar, odot)
-        bars, values = _beside(o_bar, None if vdot is None else odot_bar), _beside(v, vdot)
-        left, right = (q, k) if r is None else _score_factors(q, k, qdot, kdot)
-        rows, own = ctx.rows, slice(0, q.shape[-1])
-        q_bars: list[Tensor] = []
-        qdot_bars: list[Tensor] = []
-        k_bar, kdot_bar, v_bar, vdot_bar = (torch.zeros_like(t) for t in (k, k, v, v))
-        for start in range(0, q.shape[-2], rows):
-            part = slice(start, start + rows)
-            p = _probabilities(q, k, mask, part)
-            g = _less(w[..., part, :], bars[..., part, :], values)
-            ob, odb = o_bar[..., part, :], odot_bar[..., part, :]
-            pt = p.transpose(-1, -2)
-            if r is None:
-                v_bar += pt @ ob
-                vdot_bar += pt @ odb
-            else:
-                e = _less(r[..., part, :], left[..., part, :], right)
-                f = _less(c[..., part, :], odb, v)
-                g.addcmul_(f, e)
-                both = pt @ _beside(ob, odb)
-                v_bar += both[..., : v.shape[-1]]
-                vdot_bar += both[..., v.shape[-1] :]
-                v_bar += e.mul_(p).transpose(-1, -2) @ odb
-                f.mul_(p)
-                both = f @ _beside(k, kdot)
-                qdot_bars.append(both[..., own])
-                extra = None if kdot is None else both[..., q.shape[-1] :]
-                both = f.transpose(-1, -2) @ _beside(q[..., part, :], None if qdot is None else qdot[..., part, :])
-                kdot_bar += both[..., own]
-                if qdot is not None:
-                    k_bar += both[..., q.shape[-1] :]
-            g.mul_(p)
-            q_bars.append(g @ k if r is None or extra is None else (g @ k).add_(extra))
-            k_bar += g.transpose(-1, -2) @ q[..., part, :]
-        return (
-            torch.cat(q_bars, -2),
-            k_bar,
-            v_bar,
-            None if qdot is None else torch.cat(qdot_bars, -2),
-            None if kdot is None else kdot_bar,
-            None if vdot is None else vdot_bar,
-            None,
-            None,
-        )
+        """Portion by portion again, see `AttentionBars`."""
+        work = AttentionBars(ctx.saved_tensors, o_bar, odot_bar)
+        for start in range(0, work.q.shape[-2], ctx.rows):
+            work.portion(slice(start, start + ctx.rows))
+        return *work.bars(), None, None

@@ -8,10 +8,12 @@ from adapter_mu.models.attention import (
     smallest_inputs,
 )
 from adapter_mu.models.conditioning import Conditioning, encode_prompts, unconditional
-from adapter_mu.models.config import load_config
+from adapter_mu.models.config import config_folder, load_config, standard_name
 from adapter_mu.models.load import BUILT_IN, LoadedModel, load_model
 from adapter_mu.models.noise import add_noise, diffusion_loss, predict_noise, row_losses
+from adapter_mu.models.parking import encoders_released, quantized_unet
 from adapter_mu.models.parts import check_part, part_files, with_parts
+from adapter_mu.models.quantized import is_quantized
 from adapter_mu.models.swap import copy_unet, with_unet
 
 __all__ = [
@@ -22,17 +24,22 @@ __all__ = [
     "announce_blocks",
     "check_part",
     "check_twice_differentiable",
+    "config_folder",
     "copy_unet",
     "diffusion_loss",
     "encode_prompts",
+    "encoders_released",
+    "is_quantized",
     "load_config",
     "load_model",
     "part_files",
     "predict_noise",
     "prepare_for_first_order",
     "prepare_for_meta",
+    "quantized_unet",
     "row_losses",
     "smallest_inputs",
+    "standard_name",
     "unconditional",
     "with_parts",
     "with_unet",

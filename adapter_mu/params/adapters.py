@@ -48,7 +48,14 @@ class Adapter(Protocol):
 
 
 def make_adapter(
-    module: nn.Module, kind: str, subset: str, *, rank: int = 16, alpha: float | None = None, seed: int = 0
+    module: nn.Module,
+    kind: str,
+    subset: str,
+    *,
+    rank: int = 16,
+    alpha: float | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
 ) -> Adapter:
     """A fresh adapter that changes nothing yet.
 
@@ -59,14 +66,15 @@ def make_adapter(
         rank: of LoRA factors.
         alpha: LoRA scales its delta by alpha / rank; None means alpha = rank.
         seed: of the LoRA factors.
+        device: where theta lies; None: where the module does.
 
     Raises:
         RecipeError: unknown kind, bad rank or alpha, or an empty subset.
     """
     if kind == "lora":
-        return Lora(module, subset, rank, alpha, seed)
+        return Lora(module, subset, rank, alpha, seed, device)
     if kind == "dense":
-        return DenseDelta(module, subset)
+        return DenseDelta(module, subset, device)
     raise RecipeError(f"adapter kind is {kind!r}: choose lora or dense")
 
 

@@ -20,12 +20,15 @@ class DenseDelta:
 
     kind = "dense"
 
-    def __init__(self, module: nn.Module, subset: str) -> None:
-        """Theta starts at the base, which is referred to, not copied; RecipeError if the subset is empty."""
+    def __init__(self, module: nn.Module, subset: str, device: torch.device | None = None) -> None:
+        """Theta starts at the base, which is referred to, not copied; RecipeError if the subset is empty.
+
+        `device`: where theta lies; None: where the base does.
+        """
         self.subset = subset
         self._base = select(module, subset)
         self._theta = {
-            name: base.detach().to(working_dtype(base), copy=True).requires_grad_(True)
+            name: base.detach().to(device or base.device, working_dtype(base), copy=True).requires_grad_(True)
             for name, base in self._base.items()
         }
 
@@ -42,13 +45,15 @@ class DenseDelta:
 
         Adding the base again may round: to resume to the same bits, keep `parameters()` instead.
         """
-        return {name: theta.detach() - self._base[name].detach() for name, theta in self._theta.items()}
+        return {
+            name: theta.detach() - self._base[name].detach().to(theta.device) for name, theta in self._theta.items()
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Set theta to base + delta, in place."""
         for name, theta in self._theta.items():
-            theta.copy_(self._base[name].to(theta.dtype) + state[name].to(theta))
+            theta.copy_(self._base[name].to(theta) + state[name].to(theta))
 
     def metadata(self) -> dict[str, str]:
         """What `load_adapter` needs besides the tensors."""

@@ -14,21 +14,27 @@ class FactorPairs:
     """Merged weight W + scale * up @ down for every layer that has a pair; what LoRA and closed-form edits share."""
 
     def __init__(
-        self, subset: str, base: Mapping[str, nn.Parameter], factors: Mapping[str, tuple[Tensor, Tensor]], scale: float
+        self,
+        subset: str,
+        base: Mapping[str, nn.Parameter],
+        factors: Mapping[str, tuple[Tensor, Tensor]],
+        scale: float,
+        device: torch.device | None = None,
     ) -> None:
-        """Copy the factors, one pair for each weight, to that weight's device and in working precision.
+        """Copy the factors, one pair for each weight, in working precision.
 
         Args:
             subset: what to call the weights in reports and metadata.
             base: weights by layer name; referred to, neither changed nor copied.
             factors: (down, up) by layer name: (rank, in, *kernel) and (out, rank, *ones).
             scale: of every product.
+            device: where they go; None: where their weights are.
         """
         self.subset, self._base, self._scale = subset, dict(base), scale
         self._theta: dict[str, Tensor] = {}
         for layer, weight in self._base.items():
             for name, factor in zip(factor_names(layer), factors[layer], strict=True):
-                kept = factor.detach().to(device=weight.device, dtype=working_dtype(weight), copy=True)
+                kept = factor.detach().to(device or weight.device, working_dtype(weight), copy=True)
                 self._theta[name] = kept.requires_grad_(True)
 
     def parameters(self) -> dict[str, Tensor]:
@@ -42,7 +48,7 @@ class FactorPairs:
             down, up = (theta[name] for name in factor_names(layer))
             # A convolution's B is 1x1, so the composed kernel is a matrix product over flattened kernels.
             delta = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-            merged[f"{layer}.weight"] = weight.detach().to(delta.dtype) + self._scale * delta
+            merged[f"{layer}.weight"] = weight.detach().to(delta) + self._scale * delta
         return merged
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adapter_mu.errors import UserError
+from adapter_mu.params.streaming import Place, bring, fetches
 
 
 class Factors(dict[str, Tensor]):
@@ -22,15 +23,16 @@ class Factors(dict[str, Tensor]):
 def call_with(module: nn.Module, params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
     """`module(*args, **kwargs)` with `params` (full parameter names) in place of its own; the rest stay as they are.
 
-    Differentiable in `params`. Each is cast to the dtype of the parameter it replaces, so that fp32 adapters serve a
-    half-precision base. `Factors` bring the module to call with them.
+    Differentiable in `params`. Each is brought to the device and dtype of the parameter it replaces, so that fp32
+    adapters, perhaps on the CPU, serve a half-precision base: at once, or by its layer (see `streamed`). `Factors`
+    bring the module to call with them.
 
     Raises:
         UserError: the module has no parameter of that name, or one of another shape.
     """
     if isinstance(params, Factors):
         module = params.module
-    own = dict(module.named_parameters())
+    own, fetched = dict(module.named_parameters()), fetches(module)
     replaced = {}
     for name, tensor in params.items():
         # functional_call itself would take an unknown name without a word.
@@ -41,5 +43,5 @@ def call_with(module: nn.Module, params: Mapping[str, Tensor], *args: Any, **kwa
                 f"parameter {name!r} has shape {tuple(own[name].shape)} but {tuple(tensor.shape)} was given: "
                 "was the adapter made for another model?"
             )
-        replaced[name] = tensor.to(own[name].dtype)
+        replaced[name] = tensor if name in fetched else bring(tensor, Place.of(own[name]))
     return torch.func.functional_call(module, replaced, args, kwargs)

@@ -21,7 +21,15 @@ class Lora(FactorPairs):
 
     kind = "lora"
 
-    def __init__(self, module: nn.Module, subset: str, rank: int, alpha: float | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        subset: str,
+        rank: int,
+        alpha: float | None = None,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
         """Fresh factors as peft draws them: A Kaiming-uniform from `seed`, B zero, so that nothing changes yet.
 
         Args:
@@ -30,6 +38,7 @@ class Lora(FactorPairs):
             rank: inner dimension of every pair of factors, >= 1.
             alpha: the merged delta is scaled by alpha / rank; None means alpha = rank.
             seed: of the draw, which does not touch the global random state.
+            device: where the factors go; None: where the module is.
 
         Raises:
             RecipeError: bad rank or alpha, or a subset without a Linear or Conv2d weight.
@@ -40,7 +49,7 @@ class Lora(FactorPairs):
             raise RecipeError(f"LoRA rank {rank} with alpha {self.alpha:g}: both must be positive")
         base = _layers(module, subset)
         drawn = pairs(_peft_factors(module, list(base), rank, self.alpha, seed))
-        super().__init__(subset, base, drawn, self.alpha / rank)
+        super().__init__(subset, base, drawn, self.alpha / rank, device)
 
     def metadata(self) -> dict[str, str]:
         """What `load_adapter` needs besides the tensors."""

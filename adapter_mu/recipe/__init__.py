@@ -11,7 +11,7 @@ from adapter_mu.recipe.merging import merged
 from adapter_mu.recipe.prompt_attack import PROMPT_KINDS, PromptAttack
 from adapter_mu.recipe.recipe import Recipe, parse
 from adapter_mu.recipe.strict import Strict
-from adapter_mu.recipe.training import Adapter, Attacker, Meta, Method, Train
+from adapter_mu.recipe.training import Adapter, Attacker, Memory, Meta, Method, Train
 from adapter_mu.recipe.yaml_files import recipe_folder
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Base",
     "Data",
     "Evaluate",
+    "Memory",
     "Meta",
     "Method",
     "PromptAttack",

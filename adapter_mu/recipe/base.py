@@ -15,5 +15,6 @@ class Base(Strict):
     revision: str | None = None
     variant: str | None = None
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    quantize: Literal["none", "nf4", "int8"] = "none"  # linear layers of the frozen UNet, while a LoRA is trained
     device: Literal["auto", "cpu", "cuda"] = "auto"
     local_files_only: bool = False

@@ -30,6 +30,28 @@ class Adapter(Strict):
     alpha: float | None = None
 
 
+class Memory(Strict):
+    """What training keeps where (docs/memory.md); none of it changes what is learned, 8-bit moments a little.
+
+    `states`: the weights that are trained (fp32), their gradients and the attacker's steps; what lies on the CPU is
+    brought to a layer when it runs. `optimizer_on`: Adam's moments; without it they lie where the states do.
+    `attention_chunk`: query rows at a time in a product, 0 for all, without it what fits a cache. `encoders`: whether
+    text encoders and VAE leave the GPU while training, when all they have to say is known.
+    """
+
+    states: Literal["device", "cpu"] = "device"
+    optimizer: Literal["adam", "adam8bit"] = "adam"
+    optimizer_on: Literal["device", "cpu"] | None = None
+    attention_chunk: int | None = Field(None, ge=0)
+    encoders: Literal["keep", "release"] = "release"
+
+    @model_validator(mode="after")
+    def _eight_bits_stay_with_the_weights(self) -> Memory:
+        if self.optimizer == "adam8bit" and self.optimizer_on not in (None, self.states):
+            raise ValueError("adam8bit steps where the states are; leave optimizer_on out or take optimizer: adam")
+        return self
+
+
 class Train(Strict):
     """The outer loop (paper Algorithm 1): N = `steps`, omega = `lr`, gamma_1 = `unlearn_weight`.
 
@@ -46,6 +68,7 @@ class Train(Strict):
     max_grad_norm: float = Field(1.0, gt=0)
     save_every: int = Field(50, gt=0)
     checkpointing: bool = False
+    memory: Memory = Memory()
 
 
 class Attacker(Strict):

@@ -1,4 +1,4 @@
-"""What results.json may hold besides rows: picture quality, paired differences, prompt attacks."""
+"""What results.json may hold besides rows: picture quality and paired differences (prompt attacks: PromptSuccess)."""
 
 from __future__ import annotations
 
@@ -37,23 +37,6 @@ class Difference:
     low: float
     high: float
     images: int = 0
-
-
-@dataclass(frozen=True)
-class PromptAttack:
-    """Success in percent of unchanged prompts (`before`) and of adversarial ones (`after`), with intervals."""
-
-    arm: str
-    attack: str
-    guidance: float
-    images: int
-    before: float
-    after: float
-    before_low: float | None = None
-    before_high: float | None = None
-    after_low: float | None = None
-    after_high: float | None = None
-    seed: int = 0
 
 
 def items_from(kind: type[T], raw: Iterable[Mapping[str, Any]] | None) -> list[T]:

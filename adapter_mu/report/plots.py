@@ -66,7 +66,8 @@ def _relearning(rows: Sequence[Row], names: Sequence[str], concept: str) -> byte
         axes = figure.subplots(2, len(names), squeeze=False, sharex="col", sharey="row", height_ratios=(3, 1.4))
         for column, attack in enumerate(names):
             above, below = axes[:, column]
-            for number, (arm, colour) in enumerate(colours(arms(rows)).items()):
+            shown = arms(rows)  # counted without the base, so that an arm has the same dashes in every plot
+            for number, (arm, colour) in enumerate(colours(shown).items(), -sum(map(is_base, shown))):
                 _draw(above, below, select(rows, arm, BEFORE) + select(rows, arm, attack), arm, colour, number)
             above.set_title(attack, fontsize=11, fontweight="bold", loc="left")
             below.set_xlabel("attack steps")

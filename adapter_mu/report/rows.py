@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from adapter_mu.errors import UserError
+from adapter_mu.evaluate.prompt_success import PromptSuccess
 from adapter_mu.evaluate.statistics import Row, row_from
-from adapter_mu.report.extras import Difference, PromptAttack, Quality, items_from
+from adapter_mu.report.extras import Difference, Quality, items_from
 
 BEFORE, MALICIOUS, CLEAN = "none", "malicious", "clean"
 BASE, UNLEARNED, META = "base", "unlearned", "meta-unlearned"
@@ -30,7 +31,7 @@ class Results:
     meta: Mapping[str, Any] = field(default_factory=dict)
     quality: list[Quality] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
-    prompt_attacks: list[PromptAttack] = field(default_factory=list)
+    prompt_attacks: list[PromptSuccess] = field(default_factory=list)
 
 
 def load_results(run: Path) -> Results:
@@ -64,7 +65,7 @@ def _results(content: Mapping[str, Any]) -> Results:
         meta=meta,
         quality=items_from(Quality, content.get("quality")),
         differences=items_from(Difference, content.get("differences")),
-        prompt_attacks=items_from(PromptAttack, content.get("prompt_attacks")),
+        prompt_attacks=items_from(PromptSuccess, content.get("prompt_attacks")),
     )
 
 

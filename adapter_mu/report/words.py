@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from adapter_mu.evaluate.prompt_success import PromptSuccess
 from adapter_mu.evaluate.statistics import Row
-from adapter_mu.report.extras import PromptAttack
 from adapter_mu.report.rows import BEFORE, CLEAN, MALICIOUS
 from adapter_mu.report.summary import Area
 
@@ -51,15 +51,15 @@ def worst_sentence(row: Row, concept: str) -> str:
     )
 
 
-def prompt_sentences(attacks: Sequence[PromptAttack]) -> list[str]:
+def prompt_sentences(attacks: Sequence[PromptSuccess]) -> list[str]:
     """What adversarial prompts get out of each arm, at the guidance scale where that is most."""
-    worst: dict[tuple[str, str], PromptAttack] = {}
+    worst: dict[tuple[str, str], PromptSuccess] = {}
     for attack in sorted(attacks, key=lambda one: one.after, reverse=True):
         worst.setdefault((attack.attack, attack.arm), attack)
     return [_prompt_sentence(worst[key]) for key in dict.fromkeys((one.attack, one.arm) for one in attacks)]
 
 
-def _prompt_sentence(attack: PromptAttack) -> str:
+def _prompt_sentence(attack: PromptSuccess) -> str:
     sure = interval(attack.after_low, attack.after_high)
     return (
         f"Without any finetuning, adversarial prompts ({attack.attack}) get the concept out of {attack.arm} in "

@@ -20,6 +20,7 @@ from adapter_mu.models import LoadedModel
 from adapter_mu.models.load import HUB_ID, locate
 from adapter_mu.params import describe, make_adapter
 from adapter_mu.recipe import Base, Evaluate, Meta, Prompts, Recipe, every_prompts
+from adapter_mu.stages.products import check_memory
 from adapter_mu.stages.prompting import check_prompt_attacks
 from adapter_mu.stages.setting import BASE, BEFORE, load_base
 
@@ -74,6 +75,7 @@ def check_recipe(recipe: Recipe) -> None:
 def _check_training(name: str, arm: Recipe) -> None:
     """The method, its options, its steps and the meta part; RecipeError in one sentence."""
     new_method(arm.method.name, arm.method.options)
+    check_memory(arm)
     if arm.train.steps == 0 and trains(arm.method.name, arm.meta):
         raise RecipeError(f"Arm '{name}' trains, but `train.steps` is missing; say how many steps.")
     if arm.meta:

@@ -9,11 +9,11 @@ import torch
 from adapter_mu.data.prompts import expand
 from adapter_mu.export.merge import merge, save_folder
 from adapter_mu.methods import GradientMethod, Method, RememberingMethod, StartMethod, new_method, trains
-from adapter_mu.models import LoadedModel, load_model, prepare_for_first_order
+from adapter_mu.models import LoadedModel, load_model
 from adapter_mu.params import Adapter, describe, load_adapter, make_adapter, save_adapter
 from adapter_mu.recipe import Recipe
 from adapter_mu.simulate import Sets
-from adapter_mu.stages.products import beside_the_base, prepare_products
+from adapter_mu.stages.products import set_up, states_device
 from adapter_mu.stages.setting import Run
 from adapter_mu.stages.starting import ADAPTER, Start, starting_model
 from adapter_mu.train import Trainer
@@ -57,7 +57,8 @@ def _train(run: Run, start: Start, name: str, recipe: Recipe, saved: Path) -> No
     """Train and save the adapter."""
     a, model = recipe.adapter, start.model
     method = _prepared(run, new_method(recipe.method.name, recipe.method.options), recipe)
-    adapter = make_adapter(model.unet, a.kind, a.subset, rank=a.rank, alpha=a.alpha, seed=recipe.seed)
+    place = states_device(recipe, model)
+    adapter = make_adapter(model.unet, a.kind, a.subset, rank=a.rank, alpha=a.alpha, seed=recipe.seed, device=place)
     if isinstance(method, RememberingMethod):
         method.follow(adapter)
     state = saved.with_name(STATE)
@@ -100,19 +101,6 @@ def _optimize(
     state: Path,
     log: Path,
 ) -> None:
-    """The outer loop, with the UNet set up for it and put back afterwards."""
-    unet, checkpointing = model.unet, recipe.train.checkpointing
-    paired = False
-    exact = recipe.meta is not None and recipe.meta.order != "first_order" and recipe.meta.attacker.steps > 0
-    if exact:
-        paired = prepare_products(unet, recipe)
-    else:
-        prepare_for_first_order(unet, checkpointing=checkpointing)
-    unet.train(checkpointing)
-    if paired:
-        adapter = beside_the_base(unet, recipe, adapter)
-    try:
-        Trainer(model, method, adapter, sets, recipe, state_file=state, log_file=log).run()
-    finally:
-        unet.eval()
-        prepare_for_first_order(unet)
+    """The outer loop, with the model set up for it and put back afterwards."""
+    with set_up(model, recipe, adapter) as (ready, own):
+        Trainer(ready, method, own, sets, recipe, state_file=state, log_file=log).run()

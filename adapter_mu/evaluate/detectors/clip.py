@@ -37,7 +37,7 @@ class ZeroShotClip(Thresholded):
     def __init__(self, options: ClipOptions) -> None:
         self.options = options
         self.thresholds = named_thresholds(options.thresholds)
-        self.clip = Clip(options.weights, "The CLIP of the detector", options.batch_size)
+        self.clip = Clip(options.weights, "The CLIP of the clip detector", options.batch_size)
 
     def check(self, concepts: set[str]) -> None:
         """Each needs descriptions."""
