@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from adapter_mu.evaluate.detectors import new_detector
 from adapter_mu.evaluate.folder import as_text, judge_folder, save_judged
 from adapter_mu.evaluate.prompt_success import in_words
 from adapter_mu.evaluate.scores import detector_facts
+from adapter_mu.evaluate.statistics import Row
 from adapter_mu.methods import trains
 from adapter_mu.models import LoadedModel, load_model
 from adapter_mu.recipe import AnyAttack, Asked, Evaluate, Recipe
 from adapter_mu.report import headline_table, load_results, load_rows, render_text
 from adapter_mu.report.page import build_report
-from adapter_mu.report.rows import UNLEARNED
+from adapter_mu.report.rows import UNLEARNED, worst
 from adapter_mu.stages import (
     ADAPTER,
     BASE,
@@ -180,12 +181,26 @@ def attack_model(
 
 
 def attack_victims(victims: Victims, config: str | None, asked: Asked) -> str:
-    """Attack one model, or every arm of a run with its own settings of an attack; returns the table."""
+    """Attack one model, or every arm of a run with its own settings of an attack; the table and the worst cases."""
     every = arms(victims.recipe)
     chosen = {name: asked.of(every.get(name, victims.recipe)) for name in victims.models}
     for name, source in victims.models.items():
         said = attack_model(source, config, victims.recipe, chosen[name], name, victims.folder)
-    return said
+    rows = load_rows(victims.folder)
+    cases = (worst_case([r for r in rows if (r.arm == name and r.attack in chosen[name])]) for name in victims.models)
+    return "\n".join([said, *filter(None, cases)])
+
+
+def worst_case(rows: Sequence[Row]) -> str:
+    """The headline of a model's attacks in words: the highest score, whichever attack, step, seed and guidance it took.
+
+    Not the mean: an attacker picks what works. Empty for no rows.
+    """
+    if not rows:
+        return ""
+    row = worst(rows)
+    where = f"{row.attack} after {row.step} steps, guidance {row.guidance:g}, seed {row.seed}"
+    return f"worst case of {row.arm}: {row.score:.1f} ({row.low:.1f} to {row.high:.1f}), {where}"
 
 
 def evaluate_victims(victims: Victims, config: str | None) -> str:

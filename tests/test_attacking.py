@@ -18,6 +18,7 @@ import adapter_mu.stages.attacking as attacking
 import adapter_mu.stages.scoring as scoring
 from adapter_mu.data.cache import fingerprint
 from adapter_mu.errors import RecipeError
+from adapter_mu.evaluate.statistics import Row
 from adapter_mu.export.merge import save_folder
 from adapter_mu.models import load_model
 from adapter_mu.recipe import load_recipe
@@ -86,6 +87,16 @@ def test_a_run_means_all_its_arms_and_takes_the_results(run: Path) -> None:
     table = attack(run, "--attack", "lora_r4", "--steps", "0,1,3")
     expected = {(arm, label, step, 0) for arm in ARMS for label, step in (("none", 0), ("lora_r4", 1), ("lora_r4", 3))}
     assert cells(run) == expected and all(arm in table for arm in ARMS)
+    assert [line.split(":")[0] for line in table.splitlines()[-2:]] == [f"worst case of {arm}" for arm in ARMS]
+
+
+def test_the_headline_is_the_worst_case() -> None:
+    rows = [
+        Row("m", "full", 4.0, 50, 40.0, 30.0, 50.0, 90.0, 100),
+        Row("m", "lora", 1.5, 9, 45.5, 36, 56, 90, 100, seed=2),
+    ]
+    assert verbs.worst_case(rows) == "worst case of m: 45.5 (36.0 to 56.0), lora after 9 steps, guidance 1.5, seed 2"
+    assert verbs.worst_case([]) == ""
 
 
 def test_an_arm_means_itself_by_its_folder_or_its_merged_one(run: Path) -> None:
