@@ -20,7 +20,7 @@ from adapter_mu.evaluate.prompt_success import in_words
 from adapter_mu.evaluate.scores import detector_facts
 from adapter_mu.evaluate.statistics import Row
 from adapter_mu.methods import trains
-from adapter_mu.models import LoadedModel, load_model
+from adapter_mu.models import LoadedModel, load_model, on_device
 from adapter_mu.recipe import AnyAttack, Asked, Evaluate, Recipe
 from adapter_mu.report import headline_table, load_results, load_rows, render_text
 from adapter_mu.report.page import build_report
@@ -60,6 +60,7 @@ from adapter_mu.stages import (
     share_of_threads,
     side_by_side,
     train_arm,
+    training_device,
 )
 
 
@@ -93,7 +94,8 @@ def _work(run: Run) -> None:
     run.announce = numbered(1 + own + (1 if parallel else sum(per_arm)))
     run.draw_sets()
     if evaluate:
-        _score(run, BASE, run.model, evaluate, {})
+        with on_device(run.model, training_device(recipe, run.model)):
+            _score(run, BASE, run.model, evaluate, {})
     if parallel:
         run.announce(f"{len(every)} arms, {min(recipe.workers, len(every))} at a time")
         side_by_side(_work_on_arm, recipe, run.folder)

@@ -13,6 +13,7 @@ from tiny_pipelines import tiny_model
 from tiny_runs import tiny_set
 from torch import Tensor, nn
 
+import adapter_mu.attack.finetune as finetuning
 from adapter_mu.attack.check import check_attack, check_attack_fits
 from adapter_mu.attack.finetune import finetune
 from adapter_mu.attack.pictures import captioned, joined
@@ -158,6 +159,20 @@ def test_adapters_are_fp32_beside_a_bf16_base_that_keeps_its_dtype() -> None:
     assert {dtype for name, dtype in kinds.items() if "lora_" in name} == {torch.float32}
     assert {dtype for name, dtype in kinds.items() if "lora_" not in name} == {torch.bfloat16}
     assert sample_latents(results[0], ["a"], [0], steps=1, guidance=3.0, batch_size=1).isfinite().all()
+
+
+def test_a_half_precision_base_is_trained_in_fp32_and_stays_what_it_is() -> None:
+    model = tiny_model("sd")
+    model.pipeline.to(torch.float16)
+    trained: set[torch.dtype] = set()
+    results: list[LoadedModel] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "diffusion_loss", lambda m, *a: trained.add(m.dtype) or diffusion_loss(m, *a))
+        finetune(model, tiny_set(model, CAPTIONS), attack("lora"), SEED, lambda _, result: results.append(result))
+    assert trained == {torch.float32} and results[0].dtype == model.dtype == torch.float16
+    assert {weight.dtype for weight in results[0].unet.parameters()} == {torch.float16}
+    with pytest.raises(RecipeError, match="vanish in fp16"):
+        check_attack_fits("mine", attack("textual_inversion"), model)
 
 
 def loss(model: LoadedModel, unet: nn.Module, batch: Batch) -> Tensor:

@@ -24,7 +24,7 @@ from adapter_mu.evaluate.prompt_success import in_words, prompt_success
 from adapter_mu.evaluate.scores import draw, measure
 from adapter_mu.evaluate.statistics import wilson_interval
 from adapter_mu.models import LoadedModel, load_model, with_unet
-from adapter_mu.recipe import PromptAttack, Recipe, load_recipe
+from adapter_mu.recipe import Asked, PromptAttack, Recipe, load_recipe
 from adapter_mu.stages.prompting import check_prompt_attacks, prompt_attack_arm, prompt_success_rates, searches_done
 from adapter_mu.stages.setting import Run
 
@@ -208,6 +208,20 @@ def test_an_attack_that_cannot_work_is_refused_first(sd: LoadedModel) -> None:
     with pytest.raises(RecipeError, match="no token left"):
         letters = [chr(number) for number in range(33, 127)]
         check_prompt_attacks(sd, evaluate, {"words": attack(tokens=1, forbid=letters)})
+
+
+def test_the_shipped_attacks() -> None:
+    """The published settings, which the schema defaults to; on shapes cheaper ones; and the control of both."""
+    plain = load_recipe("shapes/demo", ["attack_settings=''"])
+    names = ["unlearndiffatk", "random_tokens"]
+    published, control = Asked(names).of(plain).values()
+    assert published == PromptAttack(kind="unlearndiffatk") and isinstance(published, PromptAttack)
+    settings = (published.tokens, published.timesteps, published.iterations, published.lr, published.weight_decay)
+    assert settings == (5, 50, 40, 0.01, 0.1)
+    assert control == published.model_copy(update={"iterations": 0})
+    cheaper, its_control = Asked(names).of(load_recipe("shapes/demo")).values()
+    assert isinstance(cheaper, PromptAttack) and cheaper.timesteps == 10
+    assert its_control == cheaper.model_copy(update={"iterations": 0})
 
 
 MINIATURE = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +20,16 @@ from adapter_mu.models import LoadedModel, is_quantized
 from adapter_mu.params import AttachedLora, Lora, make_adapter
 from adapter_mu.params.streaming import fetches
 from adapter_mu.plan.skeleton import with_quantized_layers
-from adapter_mu.recipe import Recipe
+from adapter_mu.recipe import Recipe, load_recipe
 from adapter_mu.simulate import MetaObjective, batch_loss
 from adapter_mu.stages.products import check_memory, set_up, states_device
+
+# The demo with one training step, few small sets and nothing scored.
+LEAN = (
+    *("arms=null", "evaluate=null", "attacks=null", "data.keep_only_shown=false", "data.sampler.steps=1"),
+    *("data.forget.images=2", "data.related.images=2", "data.unrelated.images=2", "train.steps=1"),
+    *("train.batch_size=2", "train.checkpointing=true", "method.trajectories=1", "method.sampler_steps=2"),
+)
 
 
 def recipe(kind: str = "lora", **changes: Any) -> Recipe:
@@ -175,3 +183,17 @@ def test_what_cannot_go_together_is_refused() -> None:
         check_memory(recipe(base={"quantize": "nf4"}, meta={"hvp": "reverse_over_reverse"}))
     with pytest.raises(RecipeError, match="adam8bit steps where the states are"):
         recipe(train={"memory": {"optimizer": "adam8bit", "optimizer_on": "cpu"}})
+
+
+@pytest.mark.parametrize("kind", ["nf4"])
+def test_a_whole_arm_over_a_quantised_base_merges_into_the_base_itself(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from adapter_mu.stages import open_run, train_arm
+
+    changes = [*LEAN, f"base.quantize={kind}", "adapter.kind=lora", "adapter.rank=2", "meta.attacker.space=adapter"]
+    made = load_recipe("shapes/demo", [*changes, "train.memory.optimizer=adam8bit", "train.memory.states=cpu"])
+    run = open_run(made, tmp_path)
+    merged = train_arm(run, "arm", made)
+    assert not any(is_quantized(layer) for layer in merged.unet.modules())
+    moved = [not torch.equal(p, run.model.unet.get_parameter(n)) for n, p in merged.unet.named_parameters()]
+    assert any(moved) and all(p.isfinite().all() for p in merged.unet.parameters())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+import torch
+
 from adapter_mu.attack.token import encoders_of, token_names
 from adapter_mu.errors import RecipeError
 from adapter_mu.models import LoadedModel
@@ -27,6 +29,8 @@ def check_attack_fits(label: str, attack: Attack, model: LoadedModel) -> None:
     if attack.kind == "lora":
         _check_targets(label, attack, model)
     if attack.kind == "textual_inversion":
+        if model.dtype == torch.float16:
+            raise RecipeError(f"Attack '{label}': a token's small gradients vanish in fp16; set base.dtype to bf16.")
         for suffix in encoders_of(model):
             known = getattr(model.pipeline, f"tokenizer{suffix}").get_vocab()
             if taken := [name for name in token_names(attack) if name in known]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from adapter_mu.attack.trained import Trained
@@ -13,14 +15,13 @@ from adapter_mu.recipe import Attack
 def train_lora(model: LoadedModel, attack: Attack, seed: int) -> Trained:
     """fp32 factors on the layers whose names end in `attack.targets`; A is drawn by `seed`, B starts at zero.
 
-    The base keeps its dtype, but for fp16, in which small gradients vanish: there it is trained and used in fp32.
+    The base keeps its dtype, but for fp16, in which small gradients vanish: it is trained in fp32 and published in fp16.
     """
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
-    unet = copy_unet(model.unet, ())
-    if model.dtype == torch.float16:
-        unet = unet.float()
+    half = model.dtype == torch.float16
+    unet = copy.deepcopy(model.unet).float() if half else copy_unet(model.unet, ())
     config = LoraConfig(
         r=attack.rank,
         lora_alpha=attack.alpha or attack.rank,
@@ -32,4 +33,5 @@ def train_lora(model: LoadedModel, attack: Attack, seed: int) -> Trained:
         unet.add_adapter(config)
     cast_training_params(unet, torch.float32)
     attacked = with_unet(model, unet)
-    return Trained([weight for weight in unet.parameters() if weight.requires_grad], attacked, lambda: attacked)
+    factors = [weight for weight in unet.parameters() if weight.requires_grad]
+    return Trained(factors, attacked, lambda: with_unet(model, copy.deepcopy(unet).half()) if half else attacked)

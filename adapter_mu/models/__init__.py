@@ -11,7 +11,7 @@ from adapter_mu.models.conditioning import Conditioning, encode_prompts, uncondi
 from adapter_mu.models.config import config_folder, load_config, standard_name
 from adapter_mu.models.load import BUILT_IN, LoadedModel, load_model
 from adapter_mu.models.noise import add_noise, diffusion_loss, predict_noise, row_losses
-from adapter_mu.models.parking import encoders_released, quantized_unet
+from adapter_mu.models.parking import encoders_at, on_device, quantized_unet
 from adapter_mu.models.parts import check_part, part_files, with_parts
 from adapter_mu.models.quantized import is_quantized
 from adapter_mu.models.swap import copy_unet, with_unet
@@ -28,10 +28,11 @@ __all__ = [
     "copy_unet",
     "diffusion_loss",
     "encode_prompts",
-    "encoders_released",
+    "encoders_at",
     "is_quantized",
     "load_config",
     "load_model",
+    "on_device",
     "part_files",
     "predict_noise",
     "prepare_for_first_order",

@@ -1,4 +1,4 @@
-"""Parts of a model that leave its device while they are not needed."""
+"""Parts of a model that leave its device while they are not needed, or stand in for each other."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ENCODERS = ("text_encoder", "text_encoder_2", "vae")
 
 
 @contextmanager
-def encoders_released(model: LoadedModel) -> Iterator[None]:
-    """Within, text encoders and VAE lie on the CPU."""
+def encoders_at(model: LoadedModel, device: torch.device) -> Iterator[None]:
+    """Within, text encoders and VAE lie on `device`."""
     parts = [part for name in ENCODERS if (part := getattr(model.pipeline, name, None)) is not None]
     homes = [part.device for part in parts]
     for part in parts:
-        _move(part, torch.device("cpu"))
+        _move(part, device)
     try:
         yield
     finally:
@@ -30,18 +30,25 @@ def encoders_released(model: LoadedModel) -> Iterator[None]:
 
 
 @contextmanager
-def quantized_unet(model: LoadedModel, kind: Kind) -> Iterator[LoadedModel]:
-    """The model around a quantised copy of its UNet, which itself waits on the CPU.
+def on_device(model: LoadedModel, device: torch.device) -> Iterator[None]:
+    """Within, the whole model lies on `device`."""
+    home = model.device
+    with encoders_at(model, device):
+        _move(model.unet, device)
+        try:
+            yield
+        finally:
+            _move(model.unet, home)
+
+
+@contextmanager
+def quantized_unet(model: LoadedModel, kind: Kind, device: torch.device) -> Iterator[LoadedModel]:
+    """The model around a quantised copy of its UNet on `device`; the UNet itself stays where it is.
 
     Raises:
         ModelError: bitsandbytes is not installed.
     """
-    home = model.device
-    _move(model.unet, torch.device("cpu"))
-    try:
-        yield with_unet(model, quantized_copy(model.unet, kind, home))
-    finally:
-        _move(model.unet, home)
+    yield with_unet(model, quantized_copy(model.unet, kind, device))
 
 
 def _move(part: Any, device: torch.device) -> None:

@@ -14,6 +14,7 @@ from adapter_mu.stages.check import (
 )
 from adapter_mu.stages.claim import claim, environment, holds
 from adapter_mu.stages.parallel import share_of_threads, side_by_side
+from adapter_mu.stages.products import training_device
 from adapter_mu.stages.prompting import prompt_success_rates, searches_done
 from adapter_mu.stages.provenance import command, provenance
 from adapter_mu.stages.quality import quality_done, quality_items, quality_of_arm
@@ -65,5 +66,6 @@ __all__ = [
     "share_of_threads",
     "side_by_side",
     "train_arm",
+    "training_device",
     "validate",
 ]

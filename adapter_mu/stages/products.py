@@ -16,7 +16,7 @@ from adapter_mu.models import (
     LoadedModel,
     announce_blocks,
     check_twice_differentiable,
-    encoders_released,
+    encoders_at,
     is_quantized,
     prepare_for_first_order,
     prepare_for_meta,
@@ -25,6 +25,7 @@ from adapter_mu.models import (
 )
 from adapter_mu.params import Adapter, AttachedLora, Lora, call_with, streamed
 from adapter_mu.recipe import Recipe
+from adapter_mu.stages.setting import pick_device
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -43,7 +44,12 @@ def check_memory(recipe: Recipe) -> None:
 
 def states_device(recipe: Recipe, model: LoadedModel) -> torch.device:
     """Where theta lies while it is trained."""
-    return torch.device("cpu") if recipe.train.memory.states == "cpu" else model.device
+    return torch.device("cpu") if recipe.train.memory.states == "cpu" else training_device(recipe, model)
+
+
+def training_device(recipe: Recipe, model: LoadedModel) -> torch.device:
+    """Where the UNet runs; a base that will be quantised waits on the CPU itself."""
+    return torch.device(pick_device(recipe.base.device)) if recipe.base.quantize != "none" else model.device
 
 
 @contextmanager
@@ -59,9 +65,9 @@ def set_up(
     """
     with ExitStack() as stack:
         if recipe.train.memory.encoders == "release":
-            stack.enter_context(encoders_released(model))
+            stack.enter_context(encoders_at(model, torch.device("cpu")))
         if recipe.base.quantize != "none":
-            model = stack.enter_context(quantized_unet(model, recipe.base.quantize))
+            model = stack.enter_context(quantized_unet(model, recipe.base.quantize, training_device(recipe, model)))
         unet = model.unet
         stack.callback(_put_back, unet)
         paired = _prepare(unet, recipe, checked)
@@ -140,12 +146,14 @@ def _apart(recipe: Recipe, model: LoadedModel, adapter: Adapter) -> bool:
 def check_pairs(unet: Any) -> None:
     """Compare the pair product with double backward at the smallest size, in biases, norms and one query matrix.
 
-    Every layer lies behind one of these, so that every derivative takes part, at a few megabytes.
+    Every layer lies behind one of these, so that every derivative takes part, at a few megabytes. Quantised layers
+    stay as they are.
 
     Raises:
         ModelError: they differ; names the types of layers at fault.
     """
-    own = {name: p.detach() for name, p in unet.named_parameters() if p.is_floating_point()}
+    fixed = {id(p) for layer in unet.modules() if is_quantized(layer) for p in layer.parameters()}
+    own = {n: p.detach() for n, p in unet.named_parameters() if p.is_floating_point() and id(p) not in fixed}
     query = next((name for name in own if name.endswith("attn1.to_q.weight")), None)
     _check(unet, {name: p for name, p in own.items() if p.dim() == 1 or name == query}, dict)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from adapter_mu.data.cache import fingerprint
 from adapter_mu.data.sets import LatentSet, picture_set
 from adapter_mu.errors import RecipeError
 from adapter_mu.evaluate.detectors import Detector, new_detector
-from adapter_mu.models import LoadedModel, load_model
+from adapter_mu.models import LoadedModel, encoders_at, load_model, quantized_unet
 from adapter_mu.recipe import Prompts, Recipe
 from adapter_mu.simulate import Sets
 
@@ -44,14 +45,14 @@ def pick_device(name: str = "auto") -> str:
 
 
 def load_base(recipe: Recipe) -> LoadedModel:
-    """The base model on the recipe's device."""
+    """The base model on the recipe's device; one that will be quantised waits on the CPU."""
     base = recipe.base
     return load_model(
         base.model,
         revision=base.revision,
         variant=base.variant,
         dtype=DTYPES[base.dtype],
-        device=pick_device(base.device),
+        device="cpu" if base.quantize != "none" else pick_device(base.device),
         local_files_only=base.local_files_only or None,
         config=base.config,
     )
@@ -83,7 +84,19 @@ class Run:
         """The set of `spec`, drawn by the base; with `keep_only_shown` only what shows its concept stays."""
         data = self.recipe.data
         judge = self.detector.found if self.detector and data.keep_only_shown else None
-        return picture_set(self.model, self.base_hash, spec, data.sampler, self.folder / "cache", judge)
+        with self.at_work() as (model, base_hash):
+            return picture_set(model, base_hash, spec, data.sampler, self.folder / "cache", judge)
+
+    @contextmanager
+    def at_work(self) -> Iterator[tuple[LoadedModel, str]]:
+        """The base as it draws and is trained on, quantised where the recipe says so, and what to call it in caches."""
+        kind = self.recipe.base.quantize
+        if kind == "none":
+            yield self.model, self.base_hash
+            return
+        device = torch.device(pick_device(self.recipe.base.device))
+        with encoders_at(self.model, device), quantized_unet(self.model, kind, device) as model:
+            yield model, f"{self.base_hash} {kind}"
 
     def arm_folder(self, arm: str) -> Path:
         """Where the arm's adapter, merged model and scores lie."""

@@ -13,7 +13,7 @@ from adapter_mu.models import LoadedModel, load_model
 from adapter_mu.params import Adapter, describe, load_adapter, make_adapter, save_adapter
 from adapter_mu.recipe import Recipe
 from adapter_mu.simulate import Sets
-from adapter_mu.stages.products import set_up, states_device
+from adapter_mu.stages.products import set_up, states_device, training_device
 from adapter_mu.stages.setting import Run
 from adapter_mu.stages.starting import ADAPTER, Start, starting_model
 from adapter_mu.train import Trainer
@@ -40,7 +40,7 @@ def train_arm(run: Run, name: str, recipe: Recipe) -> LoadedModel:
             saved.with_name(STATE).unlink(missing_ok=True)  # needed no more
             made = merge(start.model, load_adapter(start.model.unet, saved))
         save_folder(made, merged)
-    return load_model(str(merged), dtype=run.model.dtype, device=run.model.device)
+    return load_model(str(merged), dtype=run.model.dtype, device=training_device(recipe, run.model))
 
 
 def _what(run: Run, recipe: Recipe) -> str:
@@ -72,7 +72,8 @@ def _prepared(run: Run, method: Method, recipe: Recipe) -> GradientMethod | None
     """The unlearning loss, ready; None for an arm that starts unlearned."""
     if isinstance(method, StartMethod):
         return None
-    method.prepare(run.model, run.base_hash, expand(recipe.data.forget), run.folder / "cache")
+    with run.at_work() as (model, base_hash):
+        method.prepare(model, base_hash, expand(recipe.data.forget), run.folder / "cache")
     return method
 
 
