@@ -108,7 +108,7 @@ class MetaObjective:
             chunk=self.chunk,
         )
         gradient = self._to_theta(theta, result.gradient)
-        with stage("outer loss"):
+        with stage("restore"):
             current = self._current_gradient(theta, retain, log)
         for name, value in current.items():
             gradient[name] = gradient[name] + value
@@ -159,13 +159,11 @@ class MetaObjective:
         rows = sum(len(part.latents) for part in parts.values())
         groups = [(parts, parts)]
         if self.apart:
-            kept = parts if self.meta.keep_unconditional else {}
-            alone = [({name: part}, {}) for name, part in parts.items() if getattr(self.weights, name)]
-            groups = alone + [({}, {name: part}) for name, part in kept.items()] or groups
-        return [
-            partial(self._outer_loss, parts=ascended, drifting=drifting, rows=rows, log=log)
-            for ascended, drifting in groups
-        ]
+            alone = [{name: part} for name, part in parts.items()]
+            ascended: list[dict[str, Batch]] = [one for one in alone if getattr(self.weights, next(iter(one)))]
+            drifting = alone if self.meta.keep_unconditional else []
+            groups = [(one, {}) for one in ascended] + [({}, one) for one in drifting] or groups
+        return [partial(self._outer_loss, parts=part, drifting=other, rows=rows, log=log) for part, other in groups]
 
     def _outer_loss(
         self, params: Tensors, *, parts: dict[str, Batch], drifting: dict[str, Batch], rows: int, log: dict[str, float]

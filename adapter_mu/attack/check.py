@@ -25,7 +25,7 @@ def check_attack(label: str, attack: Attack) -> None:
 
 
 def check_attack_fits(label: str, attack: Attack, model: LoadedModel) -> None:
-    """RecipeError when the model lacks the layers a LoRA is for, or already knows the token to be learned."""
+    """RecipeError when the model lacks the layers a LoRA is for, or cannot learn the token."""
     if attack.kind == "lora":
         _check_targets(label, attack, model)
     if attack.kind == "textual_inversion":

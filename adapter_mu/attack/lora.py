@@ -15,7 +15,7 @@ from adapter_mu.recipe import Attack
 def train_lora(model: LoadedModel, attack: Attack, seed: int) -> Trained:
     """fp32 factors on the layers whose names end in `attack.targets`; A is drawn by `seed`, B starts at zero.
 
-    The base keeps its dtype, but for fp16, in which small gradients vanish: it is trained in fp32 and published in fp16.
+    The base keeps its dtype, but for fp16, in which small gradients vanish: that is trained in fp32, published in fp16.
     """
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig

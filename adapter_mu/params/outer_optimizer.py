@@ -62,7 +62,8 @@ class AdamElsewhere(torch.optim.Optimizer):
         back = "host" if there == "device" else "device"
         with landing(there):  # type: ignore[arg-type]
             assert leaf.grad is not None
-            moved, gradient = (t.to(self.device, copy=True) for t in (leaf.detach(), leaf.grad))
+            device = leaf.device if leaf.is_meta else self.device  # a rehearsal has one device only
+            moved, gradient = (t.to(device, copy=True) for t in (leaf.detach(), leaf.grad))
             state = self.state[leaf] or {
                 "step": torch.zeros(()),
                 "exp_avg": torch.zeros_like(moved),

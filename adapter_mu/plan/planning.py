@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from adapter_mu.live import LiveBytes, stage
-from adapter_mu.methods import trains
+from adapter_mu.methods import RememberingMethod, new_method, trains
 from adapter_mu.models import LoadedModel, load_config, predict_noise
 from adapter_mu.params import Adapter, make_adapter
 from adapter_mu.plan.encoders import decoding_bytes, encoder_bytes
@@ -30,7 +30,7 @@ from adapter_mu.recipe import Meta, Recipe
 from adapter_mu.stages.products import check_memory, set_up
 from adapter_mu.train import Trainer
 
-STAGES = ("cache", "method", "attacker", "product", "outer loss", "optimizer")
+STAGES = ("cache", "method", "attacker", "product", "outer loss", "restore", "optimizer")
 # Copies of theta that the attacker's own state and gradients add to every step that is differentiated.
 COPIES = {"sgd": 1, "momentum": 2, "adamw": 4}
 PIXELS = 8  # a side of a latent pixel
@@ -87,10 +87,21 @@ def plan(recipe: Recipe, device: str = "meta", size: int | None = None) -> Plan:
         whole = Plan({"base": _bytes(model)}, *_cache(model, recipe))
         encoders = encoder_bytes(source, dtype)
         whole.transient["cache"] += encoders + decoding_bytes(recipe, source, model)
-        if recipe.train.memory.encoders == "keep":
+        remembers = _remembers(recipe)
+        if recipe.train.memory.encoders == "keep" or remembers:
             whole.always["encoders"] = encoders
             whole.transient["cache"] -= encoders
-        return _trained(whole, model, adapter, recipe) if trains(recipe.method.name, recipe.meta) else whole
+        if not trains(recipe.method.name, recipe.meta):
+            return whole
+        found = _trained(whole, model, adapter, recipe)
+        if remembers and recipe.train.memory.states == "device":
+            found.always["teacher"] = sum(t.numel() * t.element_size() for t in adapter.parameters().values())
+        return found
+
+
+def _remembers(recipe: Recipe) -> bool:
+    """Whether the method has weights of its own, with which it draws while training goes on."""
+    return isinstance(new_method(recipe.method.name, recipe.method.options), RememberingMethod)
 
 
 def _adapter(model: LoadedModel, recipe: Recipe) -> Adapter:

@@ -54,17 +54,18 @@ def training_device(recipe: Recipe, model: LoadedModel) -> torch.device:
 
 @contextmanager
 def set_up(
-    model: LoadedModel, recipe: Recipe, adapter: Adapter, *, checked: bool = True
+    model: LoadedModel, recipe: Recipe, adapter: Adapter, *, checked: bool = True, draws: bool = False
 ) -> Iterator[tuple[LoadedModel, Adapter]]:
     """The model and the adapter as training uses them; the model is put back afterwards.
 
-    `checked`: whether to prove first that the product is right, which takes real numbers.
+    `checked`: whether to prove first that the product is right, which takes real numbers. `draws`: whether the method
+    encodes prompts and draws pictures while it trains, so that the encoders have to stay.
 
     Raises:
         ModelError: no second derivative, a wrong product (names the layers at fault), or no bitsandbytes.
     """
     with ExitStack() as stack:
-        if recipe.train.memory.encoders == "release":
+        if recipe.train.memory.encoders == "release" and not draws:
             stack.enter_context(encoders_at(model, torch.device("cpu")))
         if recipe.base.quantize != "none":
             model = stack.enter_context(quantized_unet(model, recipe.base.quantize, training_device(recipe, model)))
@@ -140,7 +141,7 @@ def _apart(recipe: Recipe, model: LoadedModel, adapter: Adapter) -> bool:
     """Whether dense weights lie elsewhere, or are finer, than the layers they stand in for."""
     if isinstance(adapter, AttachedLora):
         return False
-    return model.dtype in HALF or states_device(recipe, model) != model.device
+    return model.dtype in HALF or recipe.train.memory.states == "cpu"
 
 
 def check_pairs(unet: Any) -> None:

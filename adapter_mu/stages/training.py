@@ -103,5 +103,6 @@ def _optimize(
     log: Path,
 ) -> None:
     """The outer loop, with the model set up for it and put back afterwards."""
-    with set_up(model, recipe, adapter) as (ready, own):
+    draws = isinstance(method, RememberingMethod)
+    with set_up(model, recipe, adapter, draws=draws) as (ready, own):
         Trainer(ready, method, own, sets, recipe, state_file=state, log_file=log).run()
