@@ -6,7 +6,6 @@ the CUDA context, cuDNN's workspace and fragmentation, about 1 to 2 GiB.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,32 +124,35 @@ def _cache(model: LoadedModel, recipe: Recipe) -> tuple[dict[str, int], int, dic
 
 def _trained(found: Plan, model: LoadedModel, adapter: Adapter, recipe: Recipe) -> Plan:
     """The plan with the stages of training."""
-    theta = list(adapter.parameters().values())
-    on_host = recipe.train.memory.states == "cpu"
-    with ExitStack() as stack:
-        ready, own = stack.enter_context(set_up(model, _rehearsed(recipe), adapter, checked=False))
+    on_host, memory = recipe.train.memory.states == "cpu", recipe.train.memory
+    live, resting = _rehearse(model, adapter, recipe)
+    small = sum(t.numel() * t.element_size() for t in adapter.parameters().values())
+    moments = small // 2 + small // 128 if memory.optimizer == "adam8bit" else 0
+    extra, again = _further_steps(recipe.meta, small)
+    found.always["adapter"] = 0 if on_host else small
+    found.always["optimizer"] = resting + (0 if on_host else moments)
+    one = found.forwards.pop("one")
+    for name in (name for name in STAGES if name in live.peaks):
+        more = extra if name in ("attacker", "product", "outer loss") and not on_host else 0
+        found.transient[name] = live.peaks[name] - resting + more
+        found.forwards[name] = live.flops[name] / one * again.get(name, 1)
+    host = live.host_peak + (small + extra + moments if on_host else 0)
+    return Plan(found.always, found.transient, host, found.forwards)
+
+
+def _rehearse(model: LoadedModel, adapter: Adapter, recipe: Recipe) -> tuple[LiveBytes, int]:
+    """What one outer step was seen to need, and what the optimizer keeps on the card."""
+    theta, on_host = list(adapter.parameters().values()), recipe.train.memory.states == "cpu"
+    made = _rehearsed(recipe)
+    with set_up(model, made, adapter, checked=False) as (ready, own):
         known = [*ready.unet.parameters(), *ready.unet.buffers()]
         live = LiveBytes(known + ([] if on_host else theta), host=theta if on_host else [])
-        trainer = Trainer(
-            *(ready, StandIn(ready), own, sets(ready), _rehearsed(recipe)), state_file=Path(), log_file=Path()
-        )
-        stack.enter_context(live)
-        resting = _prime(trainer, live)
-        trainer.step(1)
-        del trainer
-    small = sum(t.numel() * t.element_size() for t in theta)
-    eight_bit = small // 2 + small // 128 if recipe.train.memory.optimizer == "adam8bit" else 0
-    found.always["adapter"] = 0 if on_host else small
-    found.always["optimizer"] = resting + (0 if on_host else eight_bit)
-    one = found.forwards.pop("one")
-    extra, again = _further_steps(recipe.meta, small)
-    for name in STAGES[1:]:
-        if name in live.peaks:
-            more = extra if name in ("attacker", "product", "outer loss") else 0
-            found.transient[name] = live.peaks[name] - resting + (0 if on_host else more)
-            found.forwards[name] = live.flops[name] / one * again.get(name, 1)
-    host = live.host_peak + (small + extra + eight_bit if on_host else 0)
-    return Plan(found.always, found.transient, host, found.forwards)
+        method = StandIn(ready) if trains(recipe.method.name, None) else None  # None: it starts unlearned
+        trainer = Trainer(ready, method, own, sets(ready), made, state_file=Path(), log_file=Path())
+        with live:
+            resting = _prime(trainer, live)
+            trainer.step(1)
+    return live, resting
 
 
 def _rehearsed(recipe: Recipe) -> Recipe:

@@ -72,6 +72,6 @@ def plot(values: Sequence[float], path: Path) -> tuple[float, float]:
     axis.axline((0, intercept), slope=slope, color="C1", label=f"regression, slope {slope:+.5f}")
     axis.set_xlabel("step of meta-unlearning")
     axis.set_ylabel("cosine of the two gradients")
-    axis.legend(frameon=False)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)
     save_figure(figure, path)
     return slope, error
