@@ -155,7 +155,10 @@ SCORED = ("--recipe", "shapes/demo", "--out", "out")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("attack", "shapes-sd", *SCORED, "--attack", "magic"), "There is no attack 'magic'; the recipe has malicious, clean;"),
+        (
+            ("attack", "shapes-sd", *SCORED, "--attack", "magic"),
+            "There is no attack 'magic'; the recipe has malicious, clean;",
+        ),
         (("attack", "shapes-sdxl", *SCORED), "is sdxl, but the recipe's base is sd"),
         (("attack", "nowhere", *SCORED), "nothing to load"),
         (("attack", "shapes-sd", *SCORED, "--name", "../up"), "'../up' cannot name this model"),

@@ -179,16 +179,16 @@ class Eye:
 
 
 def test_a_third_party_registers_a_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_DETECTORS", dict(registry._DETECTORS))
+    monkeypatch.setattr(registry.DETECTORS, "known", dict(registry.DETECTORS.known))
     monkeypatch.setattr(registry, "_MADE", {})
 
     class Announced:
         def load(self) -> None:
-            if "eye" not in registry._DETECTORS:
+            if "eye" not in registry.DETECTORS.known:
                 registry.register("eye", EyeOptions)(Eye)  # type: ignore[type-var]
 
     entries = {"adapter_mu.detectors": [Announced()]}
-    monkeypatch.setattr(registry, "entry_points", lambda group: entries[group])
+    monkeypatch.setattr("adapter_mu.registry.entry_points", lambda group: entries[group])
     detector: Any = new_detector({"name": "eye", "sharp": False})
     assert not detector.options.sharp and "eye" in detector_names()
     assert new_detector({"name": "eye", "sharp": False}) is detector is not new_detector("eye")

@@ -41,6 +41,7 @@ ROOMS = (
     "shapes",
     "live",
     "recipe",
+    "registry",
     "progress",
     "errors",
 )

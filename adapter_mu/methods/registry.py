@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from adapter_mu.data.prompts import Prompt
-from adapter_mu.errors import RecipeError, UserError
 from adapter_mu.models import LoadedModel
 from adapter_mu.params import Adapter, LowRank
+from adapter_mu.registry import Registry
 
 
 class GradientMethod(Protocol):
@@ -75,55 +71,16 @@ class StartMethod(Protocol):
 
 
 Method = GradientMethod | StartMethod
-Factory = TypeVar("Factory", bound=Callable[[Any], Method])
-_METHODS: dict[str, tuple[type[BaseModel], Callable[[Any], Method]]] = {}
-
-
-def register(name: str, options: type[BaseModel]) -> Callable[[Factory], Factory]:
-    """Class decorator: make a method available to recipes as `name`, called with its `options`, checked by pydantic.
-
-    Raises:
-        UserError: another method has that name.
-    """
-
-    def add(factory: Factory) -> Factory:
-        if name in _METHODS:
-            raise UserError(f"Two methods are registered as '{name}'; rename or uninstall one.")
-        _METHODS[name] = (options, factory)
-        return factory
-
-    return add
-
-
-def _load() -> None:
-    """Import our own method files and those that installed packages announce as `adapter_mu.methods`."""
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f"adapter_mu.methods.{module.name}")
-    for entry in entry_points(group="adapter_mu.methods"):
-        entry.load()
-
-
-def method_names() -> list[str]:
-    """Every registered method."""
-    _load()
-    return sorted(_METHODS)
+METHODS: Registry[Method] = Registry("method", "method", "adapter_mu.methods")
+register = METHODS.register
+method_names = METHODS.names
 
 
 def trains(method: str, meta: object) -> bool:
     """Whether an arm with this method and `meta` part has anything to train: a start method alone has not."""
-    _load()
-    return meta is not None or method not in _METHODS or not hasattr(_METHODS[method][1], "start")
+    return meta is not None or not hasattr(METHODS.factory(method), "start")
 
 
 def new_method(name: str, options: Mapping[str, Any]) -> Method:
     """The method `name` with its options; RecipeError for an unknown name or option."""
-    if name not in (names := method_names()):
-        raise RecipeError(f"There is no method '{name}'; choose one of {', '.join(names)}.")
-    kind, factory = _METHODS[name]
-    try:
-        return factory(kind.model_validate(dict(options)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(["method", *map(str, first["loc"])])
-        wrong = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"'{place}': {wrong}; method {name} takes {', '.join(kind.model_fields)}.") from None
+    return METHODS.make(name, options)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
-from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from adapter_mu.errors import RecipeError, UserError
 from adapter_mu.evaluate.detectors.inputs import Pictures
+from adapter_mu.registry import Registry
 
 
 class Detector(Protocol):
@@ -51,39 +46,12 @@ class Thresholded:
         return self.scores(pictures, concepts) > next(iter(self.thresholds.values()))
 
 
-Factory = TypeVar("Factory", bound=Callable[[Any], Detector])
-_DETECTORS: dict[str, tuple[type[BaseModel], Callable[[Any], Detector]]] = {}
+DETECTORS: Registry[Detector] = Registry(
+    "detector", "evaluate.detector", "adapter_mu.evaluate.detectors", group="adapter_mu.detectors"
+)
+register = DETECTORS.register
+detector_names = DETECTORS.names
 _MADE: dict[str, Detector] = {}
-
-
-def register(name: str, options: type[BaseModel]) -> Callable[[Factory], Factory]:
-    """Class decorator: make a detector available to recipes as `name`, called with its `options`, a pydantic model.
-
-    Raises:
-        UserError: another detector has that name.
-    """
-
-    def add(factory: Factory) -> Factory:
-        if name in _DETECTORS:
-            raise UserError(f"Two detectors are registered as '{name}'; rename or uninstall one.")
-        _DETECTORS[name] = (options, factory)
-        return factory
-
-    return add
-
-
-def _load() -> None:
-    """Import our own detector files and those that installed packages announce as `adapter_mu.detectors`."""
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f"{__package__}.{module.name}")
-    for entry in entry_points(group="adapter_mu.detectors"):
-        entry.load()
-
-
-def detector_names() -> list[str]:
-    """Every registered detector."""
-    _load()
-    return sorted(_DETECTORS)
 
 
 def new_detector(choice: str | Mapping[str, Any]) -> Detector:
@@ -96,19 +64,5 @@ def new_detector(choice: str | Mapping[str, Any]) -> Detector:
     options = {"name": choice} if isinstance(choice, str) else dict(choice)
     key = json.dumps(options, sort_keys=True, default=str)
     if key not in _MADE:
-        _MADE[key] = _make(options.pop("name"), options)
+        _MADE[key] = DETECTORS.make(options.pop("name"), options)
     return _MADE[key]
-
-
-def _make(name: str, options: Mapping[str, Any]) -> Detector:
-    if name not in (names := detector_names()):
-        raise RecipeError(f"There is no detector '{name}'; choose one of {', '.join(names)}.")
-    kind, factory = _DETECTORS[name]
-    try:
-        return factory(kind.model_validate(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(["evaluate.detector", *map(str, first["loc"])])
-        wrong = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        takes = ", ".join(kind.model_fields) or "no options"
-        raise RecipeError(f"'{place}': {wrong}; detector {name} takes {takes}.") from None
