@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from cases import tiny_unet
 from real_sizes import real_models
 
 from adapter_mu.errors import RecipeError
@@ -20,21 +22,35 @@ advice_module = sys.modules["adapter_mu.plan.advice"]  # the package's own name 
 SDXL = ("base.model=stabilityai/stable-diffusion-xl-base-1.0", "base.dtype=bf16", "meta.attacker.steps=3")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder that describes a tiny UNet at 16x16 latents, and nothing else."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_unet("sdxl").save_config(folder / "unet")
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": 16}))
+    TINY[0] = f"base.model={folder}"
+    return folder
+
+
+TINY = [""]
+
+
 def recipe(*changes: str) -> Recipe:
-    """Checkpointed, batch 1, one attacker step in the adapter; no detector, few terms."""
+    """On the tiny base unless told otherwise; checkpointed, batch 1, one attacker step in the adapter; no detector, few terms."""
     lean = ["evaluate=null", "attacks=null", "data.keep_only_shown=false", "data.sampler.batch_size=1"]
     paired = ["arms=null", "train.batch_size=1", "train.checkpointing=true", "meta.attacker.space=adapter"]
     quick = ["meta.attacker.required_drop=0", "meta.keep_unconditional=0"]
-    return load_recipe("shapes/demo", [*lean, *paired, *quick, *changes])
+    return load_recipe("shapes/demo", [*lean, *paired, *quick, TINY[0], *changes])
 
 
 CASES = {
-    "lora": ("base.model=shapes-sd", "adapter.kind=lora"),
-    "three rows": ("base.model=shapes-sd", "adapter.kind=lora", "train.batch_size=3", "meta=null"),
-    "states on the CPU": ("base.model=shapes-sdxl", "train.memory.states=cpu"),
-    "whole space": ("base.model=shapes-sd", "meta.attacker.space=full", "meta.attacker.rule=adamw"),
-    "moments on the CPU": ("base.model=shapes-sd", "adapter.kind=lora", "train.memory.optimizer_on=cpu"),
-    "quantised": ("base.model=shapes-sd", "adapter.kind=lora", "base.quantize=nf4"),
+    "lora": ("adapter.kind=lora"),
+    "three rows": ("adapter.kind=lora", "train.batch_size=3", "meta=null"),
+    "states on the CPU": ("train.memory.states=cpu"),
+    "whole space": ("meta.attacker.space=full", "meta.attacker.rule=adamw"),
+    "moments on the CPU": ("adapter.kind=lora", "train.memory.optimizer_on=cpu"),
+    "quantised": ("adapter.kind=lora", "base.quantize=nf4"),
 }
 
 QUICK = ("lora", "states on the CPU", "quantised")
@@ -67,7 +83,7 @@ def test_a_plan_agrees_at_larger_sizes_too(width: float, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("rule", ["sgd", pytest.param("momentum", marks=pytest.mark.slow), "adamw"])
 def test_further_attacker_steps_are_added_up_as_they_are_taken(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All steps gone through, against one and its multiples."""
-    made = recipe("base.model=shapes-sd", f"meta.attacker.rule={rule}", "meta.attacker.steps=3")
+    made = recipe(f"meta.attacker.rule={rule}", "meta.attacker.steps=3")
     found = plan(made)
     monkeypatch.setattr(planning_module, "_rehearsed", lambda recipe: recipe)
     monkeypatch.setattr(planning_module, "_further_steps", lambda *_: (0, {}))
@@ -79,17 +95,17 @@ def test_further_attacker_steps_are_added_up_as_they_are_taken(rule: str, monkey
 
 @pytest.mark.parametrize("method", ["uce", "rece", "none"])
 def test_a_method_that_trains_nothing_has_a_plan(method: str) -> None:
-    found = plan(recipe("base.model=shapes-sd", f"method={{name: {method}}}", "meta=null"))
+    found = plan(recipe(f"method={{name: {method}}}", "meta=null"))
     assert list(found.transient) == ["cache"] and found.peak > 0
 
 
 def test_a_method_without_meta_has_a_plan() -> None:
-    found = plan(recipe("base.model=shapes-sd", "method={name: sdd}", "meta=null", "adapter.kind=lora"))
+    found = plan(recipe("method={name: sdd}", "meta=null", "adapter.kind=lora"))
     assert {"method", "optimizer"} <= set(found.transient) and "product" not in found.transient
 
 
 def test_the_table_says_whether_the_card_fits_and_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = recipe("base.model=shapes-sd", "train.batch_size=4")
+    made = recipe("train.batch_size=4")
     found = plan(made)
     assert "24 GiB card: fits" in as_table(found, card_bytes("24GB"))
     wanted = {"train.batch_size=1", "adapter.kind=lora"}
@@ -108,13 +124,13 @@ def test_the_table_says_whether_the_card_fits_and_what_would_help(monkeypatch: p
 
 
 def test_a_plan_is_kept_as_json(tmp_path: Path) -> None:
-    found = plan(recipe("base.model=shapes-sd", "meta=null"))
+    found = plan(recipe("meta=null"))
     save(found, tmp_path / "plan.json")
     assert f'"peak": {found.peak}' in (tmp_path / "plan.json").read_text()
 
 
 def test_smaller_pictures_take_less() -> None:
-    made = recipe("base.model=shapes-sd", "meta=null")
+    made = recipe("meta=null")
     assert plan(made, size=64).transient["method"] < plan(made, size=128).transient["method"]
 
 
