@@ -37,7 +37,7 @@ TINY = [""]
 
 
 def recipe(*changes: str) -> Recipe:
-    """On the tiny base unless told otherwise; checkpointed, batch 1, one attacker step in the adapter; no detector, few terms."""
+    """On the tiny base unless told otherwise; checkpointed, one row, one attacker step in the adapter, few terms."""
     lean = ["evaluate=null", "attacks=null", "data.keep_only_shown=false", "data.sampler.batch_size=1"]
     paired = ["arms=null", "train.batch_size=1", "train.checkpointing=true", "meta.attacker.space=adapter"]
     quick = ["meta.attacker.required_drop=0", "meta.keep_unconditional=0"]
@@ -45,9 +45,9 @@ def recipe(*changes: str) -> Recipe:
 
 
 CASES = {
-    "lora": ("adapter.kind=lora"),
+    "lora": ("adapter.kind=lora",),
     "three rows": ("adapter.kind=lora", "train.batch_size=3", "meta=null"),
-    "states on the CPU": ("train.memory.states=cpu"),
+    "states on the CPU": ("train.memory.states=cpu",),
     "whole space": ("meta.attacker.space=full", "meta.attacker.rule=adamw"),
     "moments on the CPU": ("adapter.kind=lora", "train.memory.optimizer_on=cpu"),
     "quantised": ("adapter.kind=lora", "base.quantize=nf4"),
