@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from adapter_mu.evaluate.statistics import Row, area_error, area_under_curve
 from adapter_mu.report.pooling import pooled
-from adapter_mu.report.rows import BEFORE, MALICIOUS, arms, attacks, lowest_benign, plain_twin, select, worst
+from adapter_mu.report.rows import BEFORE, CLEAN, MALICIOUS, arms, attacks, lowest_benign, plain_twin, select, worst
 from adapter_mu.report.words import scales
 
 Column = tuple[str, int]
@@ -63,7 +64,7 @@ def headline_table(rows: Sequence[Row]) -> Table:
     """The table of all arms.
 
     Scores are the higher of the guidance scales, benign (before attack) the lower: a defence is judged where it
-    is weakest. The area is the mean of the malicious scores, for arms attacked at every step of the table.
+    is weakest. The area is the mean of the `malicious` scores, for arms attacked at every step of the table.
     Several seeds of an attack count as one cell.
     """
     rows = pooled(rows)
@@ -81,13 +82,20 @@ def _line(rows: Sequence[Row], arm: str, columns: Sequence[Column]) -> Line:
     found = {column: select(rows, arm, *column) for column in columns}
     cells = {column: cell for column, cell in found.items() if cell}
     benign = lowest_benign(cells[BEFORE, 0]) if (BEFORE, 0) in cells else None
-    malicious = [column for column in columns if column[0] == MALICIOUS]
-    if not malicious or any(column not in cells for column in malicious):
+    names = malicious([attack for attack, _ in columns])
+    wanted = [column for column in columns if column[0] in names]
+    if not wanted or any(column not in cells for column in wanted):
         return Line(arm, cells, benign, None, None, None)
-    curve = [worst(cells[column]) for column in malicious]
-    scores = [row.score for row in curve]
-    area = area_under_curve([row.step for row in curve], scores)
-    return Line(arm, cells, benign, area, area_error(scores, [row.images for row in curve]), None)
+    curves = [[worst(cells[column]) for column in wanted if column[0] == name] for name in names]
+    area = fmean(area_under_curve([row.step for row in curve], [row.score for row in curve]) for curve in curves)
+    every = [row for curve in curves for row in curve]
+    return Line(arm, cells, benign, area, area_error([row.score for row in every], [row.images for row in every]), None)
+
+
+def malicious(names: Sequence[str]) -> list[str]:
+    """The attacks whose scores make the area: the one of that name, else all but the clean ones (as hrm-m, hrm-s)."""
+    found = [name for name in dict.fromkeys(names) if name != BEFORE and not name.startswith(CLEAN)]
+    return [MALICIOUS] if MALICIOUS in found else found
 
 
 def _compared(line: Line, reference: float | None) -> Line:
