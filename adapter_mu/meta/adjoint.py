@@ -126,6 +126,7 @@ def _attack(
             trace.append(_Step(t, batch, theta, state, remembered, norm(gradients), loss))
         with torch.no_grad():
             theta, state = attacker.step(theta, gradients, state, t)
+        del gradients  # not to be there beside the next ones
     return theta, trace, losses
 
 

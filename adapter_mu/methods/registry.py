@@ -76,6 +76,11 @@ register = METHODS.register
 method_names = METHODS.names
 
 
+def draws(method: Method | None) -> bool:
+    """Whether a method encodes prompts and draws while it trains: one that remembers, unless its `teacher` is None."""
+    return isinstance(method, RememberingMethod) and getattr(method, "teacher", method) is not None
+
+
 def trains(method: str, meta: object) -> bool:
     """Whether an arm with this method and `meta` part has anything to train: a start method alone has not."""
     return meta is not None or not hasattr(METHODS.factory(method), "start")

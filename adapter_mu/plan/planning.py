@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from adapter_mu.live import LiveBytes, stage
-from adapter_mu.methods import RememberingMethod, new_method, trains
+from adapter_mu.methods import draws, new_method, trains
 from adapter_mu.models import LoadedModel, load_config, predict_noise
 from adapter_mu.params import Adapter, make_adapter
 from adapter_mu.plan.encoders import decoding_bytes, encoder_bytes
@@ -100,7 +100,9 @@ def plan(recipe: Recipe, device: str = "meta", size: int | None = None) -> Plan:
 
 def _remembers(recipe: Recipe) -> bool:
     """Whether the method has weights of its own, with which it draws while training goes on."""
-    return isinstance(new_method(recipe.method.name, recipe.method.options), RememberingMethod)
+    if not trains(recipe.method.name, None):
+        return False
+    return draws(new_method(recipe.method.name, recipe.method.options))
 
 
 def _adapter(model: LoadedModel, recipe: Recipe) -> Adapter:

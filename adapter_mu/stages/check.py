@@ -15,7 +15,7 @@ from adapter_mu.errors import ModelError, RecipeError
 from adapter_mu.evaluate.detectors import new_detector
 from adapter_mu.evaluate.quality import check_quality
 from adapter_mu.meta import SGD, meta_gradient
-from adapter_mu.methods import RememberingMethod, StartMethod, new_method, trains
+from adapter_mu.methods import StartMethod, draws, new_method, trains
 from adapter_mu.models import LoadedModel
 from adapter_mu.models.load import HUB_ID, locate
 from adapter_mu.params import describe, make_adapter
@@ -76,7 +76,7 @@ def _check_training(name: str, arm: Recipe) -> None:
     """The method, its options, its steps and the meta part; RecipeError in one sentence."""
     method = new_method(arm.method.name, arm.method.options)
     check_memory(arm)
-    if isinstance(method, RememberingMethod) and arm.base.quantize != "none":
+    if draws(method) and arm.base.quantize != "none":
         raise RecipeError(f"Method {arm.method.name} draws with weights of its own; set base.quantize to none.")
     if arm.train.steps == 0 and trains(arm.method.name, arm.meta):
         raise RecipeError(f"Arm '{name}' trains, but `train.steps` is missing; say how many steps.")

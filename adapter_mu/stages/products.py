@@ -67,7 +67,7 @@ def set_up(
     with ExitStack() as stack:
         if recipe.train.memory.encoders == "release" and not draws:
             stack.enter_context(encoders_at(model, torch.device("cpu")))
-        if recipe.base.quantize != "none":
+        if recipe.base.quantize != "none" and not _quantized(model.unet):
             model = stack.enter_context(quantized_unet(model, recipe.base.quantize, training_device(recipe, model)))
         unet = model.unet
         stack.callback(_put_back, unet)

@@ -90,13 +90,21 @@ class Run:
     @contextmanager
     def at_work(self) -> Iterator[tuple[LoadedModel, str]]:
         """The base as it draws and is trained on, quantised where the recipe says so, and what to call it in caches."""
-        kind = self.recipe.base.quantize
-        if kind == "none":
+        model = self.quantized
+        if model is None:
             yield self.model, self.base_hash
             return
-        device = torch.device(pick_device(self.recipe.base.device))
-        with encoders_at(self.model, device), quantized_unet(self.model, kind, device) as model:
-            yield model, f"{self.base_hash} {kind}"
+        with encoders_at(model, model.device):
+            yield model, f"{self.base_hash} {self.recipe.base.quantize}"
+
+    @cached_property
+    def quantized(self) -> LoadedModel | None:
+        """The base around a quantised copy of its UNet, made once; None where the recipe wants none."""
+        kind = self.recipe.base.quantize
+        if kind == "none":
+            return None
+        with quantized_unet(self.model, kind, torch.device(pick_device(self.recipe.base.device))) as model:
+            return model
 
     def arm_folder(self, arm: str) -> Path:
         """Where the arm's adapter, merged model and scores lie."""

@@ -8,7 +8,7 @@ import torch
 
 from adapter_mu.data.prompts import expand
 from adapter_mu.export.merge import merge, save_folder
-from adapter_mu.methods import GradientMethod, Method, RememberingMethod, StartMethod, new_method, trains
+from adapter_mu.methods import GradientMethod, Method, RememberingMethod, StartMethod, draws, new_method, trains
 from adapter_mu.models import LoadedModel, load_model
 from adapter_mu.params import Adapter, describe, load_adapter, make_adapter, save_adapter
 from adapter_mu.recipe import Recipe
@@ -62,7 +62,8 @@ def _train(run: Run, start: Start, name: str, recipe: Recipe, saved: Path) -> No
     if isinstance(method, RememberingMethod):
         method.follow(adapter)
     state = saved.with_name(STATE)
-    _optimize(model, _sets(run, model), recipe, method, adapter, state, run.folder / f"training_{name}.jsonl")
+    ready = (run.quantized or model) if model is run.model else model
+    _optimize(ready, _sets(run, model), recipe, method, adapter, state, run.folder / f"training_{name}.jsonl")
     if isinstance(method, RememberingMethod):
         _take(adapter, method)
     save_adapter(adapter, saved, start.facts)
@@ -103,6 +104,5 @@ def _optimize(
     log: Path,
 ) -> None:
     """The outer loop, with the model set up for it and put back afterwards."""
-    draws = isinstance(method, RememberingMethod)
-    with set_up(model, recipe, adapter, draws=draws) as (ready, own):
+    with set_up(model, recipe, adapter, draws=draws(method)) as (ready, own):
         Trainer(ready, method, own, sets, recipe, state_file=state, log_file=log).run()
