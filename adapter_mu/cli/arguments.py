@@ -56,12 +56,3 @@ def add_adapter_form(parser: argparse.ArgumentParser) -> None:
 def add_dtype(parser: argparse.ArgumentParser, default: str | None, what: str) -> None:
     """Precision of what is written."""
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default=default, help=what)
-
-
-def add_scoring(parser: argparse.ArgumentParser, used: str) -> None:
-    """A model, the recipe whose parts are `used` on it, and where the results go."""
-    add_model(parser)
-    parser.add_argument("--recipe", required=True, help=f"the recipe whose {used} used")
-    parser.add_argument("--name", default="model", help="what to call the model in tables")
-    parser.add_argument("--out", type=Path, required=True, help="folder for results and pictures")
-    add_overrides(parser)
