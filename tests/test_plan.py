@@ -113,7 +113,7 @@ def test_the_table_says_whether_the_card_fits_and_what_would_help(monkeypatch: p
     assert wanted | {"train.memory.states=cpu", "train.memory.optimizer=adam8bit"} <= set(all_of_them)
     monkeypatch.setattr(advice_module, "_turns", lambda _: [(o, p) for o, p in all_of_them.items() if o in wanted])
     knobs = advice(made)
-    assert {knob.override for knob in knobs} == wanted
+    assert "train.batch_size=1" in {knob.override for knob in knobs} <= wanted  # what saves nothing is left out
     assert [knob.found.peak for knob in knobs] == sorted(knob.found.peak for knob in knobs)
     best = knobs[0]
     assert plan(turned(made, best.override)).peak == best.found.peak < found.peak
